@@ -1,0 +1,1 @@
+"""The data process, one per group: the sockets and files around ``replication`` and ``protocol``."""

@@ -1,0 +1,59 @@
+"""One volume as clients see it, and what is counted of it and of its server."""
+
+import logging
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+from stortrends_ha.errors import StorageError
+from stortrends_ha.protocol.nbd_handshake import Export as HandshakeExport
+from stortrends_ha.protocol.nbd_transmission import Geometry
+from stortrends_ha.storage.backing import Backing
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class VolumeCounters:
+    """Totals of one volume since the process started."""
+
+    reads: int = 0
+    read_bytes: int = 0
+    writes: int = 0
+    written_bytes: int = 0
+    flushes: int = 0
+    trims: int = 0
+    zeroes: int = 0
+    errors: int = 0
+
+
+@dataclass(slots=True)
+class ServerCounters:
+    """Totals of a group's server."""
+
+    connections_accepted: int = 0
+    connections_refused: int = 0
+    nbd_bad_input: int = 0
+    disk_errors: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Export:
+    """One volume as clients see it, and what its connections share."""
+
+    index: int
+    offer: HandshakeExport
+    geometry: Geometry
+    store: Backing
+    executor: Executor
+    totals: ServerCounters
+    counters: VolumeCounters = field(default_factory=VolumeCounters)
+
+    def bad_input(self) -> None:
+        """A client broke the protocol."""
+        self.totals.nbd_bad_input += 1
+
+    def disk_error(self, error: StorageError) -> None:
+        """A read failed, and the client was told so."""
+        self.totals.disk_errors += 1
+        self.counters.errors += 1
+        log.error("%s", error)

@@ -1,0 +1,243 @@
+"""The NBD server of one group: listens, negotiates, and hands clients over to ``nbd_connection``.
+
+Invariants: at most ``limits.connections`` clients; one that has not finished its handshake within
+``handshake_timeout_s`` is dropped; bad input closes that connection, is counted, and disturbs nobody else.
+While the primary takes no requests, clients can connect and negotiate, and their requests wait.
+"""
+
+import asyncio
+import logging
+import os
+import select
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+from stortrends_ha.config import Address, Limits
+from stortrends_ha.errors import StartError
+from stortrends_ha.protocol.nbd_handshake import Handshake
+from stortrends_ha.replication.primary import Primary
+
+from .export import Export, ServerCounters
+from .nbd_connection import Connection
+from .sender import Sender
+
+log = logging.getLogger(__name__)
+
+_HANDSHAKE_READ_BYTES = 65536
+_BACKLOG_CONNECTIONS = 128
+_SWEEP_S = 1.0
+_ACCEPT_AGAIN_S = 0.2
+
+
+class Negotiation:
+    """A connection in its handshake."""
+
+    def __init__(self, server: "NbdServer", sock: socket.socket) -> None:
+        self._server = server
+        self._sock = sock
+        self._loop = server.loop
+        self._handshake = Handshake(server.offers)
+        self._sender = Sender(server.loop, sock, self._drained, self.close)
+        self._timeout = server.loop.call_later(
+            server.limits.handshake_timeout_s, self.close, "its handshake took too long"
+        )
+        self._loop.add_reader(sock.fileno(), self._on_readable)
+        self._send(self._handshake.greeting)
+
+    def _send(self, data: bytes) -> None:
+        if data:
+            self._sender.send([data], len(data))
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._sock.recv(_HANDSHAKE_READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as e:
+            self.close(e.strerror or str(e))
+            return
+        if not data:
+            self.close("the client closed the connection")
+            return
+        self._send(self._handshake.receive(data))
+        if self._handshake.closed is not None:
+            self.close(self._handshake.closed)
+        elif self._handshake.result is not None or self._sender.backlog_bytes:
+            self._loop.remove_reader(self._sock.fileno())
+            self._drained()
+
+    def _drained(self) -> None:
+        """Go on when the client has taken our answers: nobody makes us store many."""
+        if self._sender.backlog_bytes or self._sender.closed:
+            return
+        if self._handshake.result is None:
+            self._loop.add_reader(self._sock.fileno(), self._on_readable)
+            return
+        self._leave()
+        self._server.negotiated(self._sock, self._handshake)
+
+    def _leave(self) -> None:
+        self._timeout.cancel()
+        self._server.counters.nbd_bad_input += self._handshake.violations
+        self._sender.close()
+        self._server.negotiations.discard(self)
+
+    def close(self, why: str) -> None:
+        """End it without a client."""
+        if self not in self._server.negotiations:
+            return
+        log.info("a client has left during its handshake: %s", why)
+        self._loop.remove_reader(self._sock.fileno())
+        self._leave()
+        self._sock.close()
+
+
+class NbdServer:
+    """All listening sockets and clients of one group."""
+
+    def __init__(
+        self, exports: Mapping[str, Export], primary: Primary, limits: Limits, counters: ServerCounters
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.exports = exports
+        self.offers = {name: export.offer for name, export in exports.items()}
+        self.limits = limits
+        self.counters = counters
+        self.negotiations: set[Negotiation] = set()
+        self.connections: set[Connection] = set()
+        self._primary = primary
+        self._listeners: list[socket.socket] = []
+        self._sweep()
+
+    def listen(self, address: Address, unix: Path | None) -> None:
+        """Listen on TCP, and on a Unix socket if there is a path. Raises StartError."""
+        self._add_listener(tcp_listener(address.host, address.port, "NBD"))
+        if unix is not None:
+            self._add_listener(_unix_listener(unix))
+
+    def _add_listener(self, listener: socket.socket) -> None:
+        self._listeners.append(listener)
+        self.loop.add_reader(listener.fileno(), self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            sock, _ = listener.accept()
+        except OSError as e:  # gone already, or no file descriptors left: the others go on
+            log.warning("cannot accept a client: %s", e.strerror)
+            self.loop.remove_reader(listener.fileno())
+            self.loop.call_later(_ACCEPT_AGAIN_S, self._accept_again, listener)
+            return
+        if len(self.connections) + len(self.negotiations) >= self.limits.connections:
+            self.counters.connections_refused += 1
+            log.warning("a client was refused: all %d connections are in use", self.limits.connections)
+            sock.close()
+            return
+        self.counters.connections_accepted += 1
+        set_up(sock)
+        negotiation = Negotiation(self, sock)
+        self.negotiations.add(negotiation)
+
+    def _accept_again(self, listener: socket.socket) -> None:
+        if listener in self._listeners:
+            self.loop.add_reader(listener.fileno(), self._accept, listener)
+
+    def negotiated(self, sock: socket.socket, handshake: Handshake) -> None:
+        """A client has chosen its volume."""
+        result = handshake.result
+        assert result is not None
+        export = self.exports[result.export.name]
+        connection = Connection(sock, export, self._primary, result, self._gone)
+        self.connections.add(connection)
+        log.info("volume %s: a client has come", export.offer.name)
+        connection.start()
+
+    def _gone(self, connection: Connection, why: str) -> None:
+        self.connections.discard(connection)
+        log.info("volume %s: a client has left: %s", connection.export.offer.name, why)
+
+    def _sweep(self) -> None:
+        """Notice clients that have gone: the loop tells of an error only once, and of nothing while one is paused."""
+        by_fd = {connection.fileno(): connection for connection in self.connections}
+        poll = select.poll()
+        for fd in by_fd:
+            poll.register(fd, select.POLLRDHUP)
+        for fd, _ in poll.poll(0):
+            by_fd[fd].hung_up()
+        self.loop.call_later(_SWEEP_S, self._sweep)
+
+    def in_flight(self, export: Export) -> int:
+        """How many requests to a volume have come and have not been answered."""
+        return sum(connection.in_flight for connection in self.connections if connection.export is export)
+
+    def stop_listening(self) -> None:
+        """Take no new clients."""
+        for listener in self._listeners:
+            self.loop.remove_reader(listener.fileno())
+            path = listener.getsockname() if listener.family == socket.AF_UNIX else None
+            listener.close()
+            if path:
+                Path(path).unlink(missing_ok=True)
+        self._listeners.clear()
+        for negotiation in list(self.negotiations):
+            negotiation.close("the server stops")
+
+    def drop_clients(self) -> None:
+        """Close all connections: clients reconnect after that, and would give up on an error."""
+        for connection in list(self.connections):
+            connection.close("the server stops")
+
+
+def set_up(sock: socket.socket) -> None:
+    """Non-blocking; on TCP, without Nagle's delay, and noticing hosts that vanished."""
+    sock.setblocking(False)
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 6)
+
+
+def tcp_listener(host: str, port: int, purpose: str) -> socket.socket:
+    """A non-blocking listening socket. Raises StartError."""
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, kind)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(where)
+            listener.listen(_BACKLOG_CONNECTIONS)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as e:
+        raise StartError(f"cannot listen on {Address(host, port)} for {purpose}: {e.strerror}") from None
+    listener.setblocking(False)
+    return listener
+
+
+def _unix_listener(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket() and not _answers(path):
+            path.unlink()  # left over by a process that was killed
+        path.parent.mkdir(parents=True, exist_ok=True)
+        before = os.umask(0o117)  # for the daemon's user and the directory's group, if the directory hands it down
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
+        listener.listen(_BACKLOG_CONNECTIONS)
+    except OSError as e:
+        listener.close()
+        raise StartError(f"cannot listen on the Unix socket {path} for NBD: {e.strerror or e}") from None
+    listener.setblocking(False)
+    return listener
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(str(path)) == 0

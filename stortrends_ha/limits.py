@@ -1,0 +1,82 @@
+"""Every fixed bound in one place, with the relations between them asserted (rule 15).
+
+What an operator may change is in ``config.Limits``; what is here follows from how the code is shaped.
+Sizes end in ``_bytes`` or ``_BYTES``, counts say what they count.
+"""
+
+KIB = 1 << 10
+MIB = 1 << 20
+
+# --- NBD requests -----------------------------------------------------------------------------
+
+# The NBD document: a payload up to 32 MiB is not abuse; a longer one closes the connection.
+ABUSIVE_PAYLOAD_BYTES = 32 * MIB
+
+# One buffer, shared by all clients of a data process, receives what a socket holds. Large enough for a
+# queue of 128 KiB writes, small enough to stay in the cache of a core between receiving and writing.
+INPUT_BUFFER_BYTES = 1 * MIB
+
+# A write of more than this is applied in pieces as it arrives, so that a connection never keeps more
+# than this of an unfinished request (times the connections: the memory clients can make us hold).
+WRITE_WHOLE_BYTES = 256 * KIB
+# The pieces are multiples of this: whole pages, and not so large that the page cache makes large
+# folios of them, which cost later small writes up to four times the CPU on ext4.
+WRITE_PIECE_BYTES = 64 * KIB
+
+# Replies to reads are put together in one shared buffer of this size and sent when it is full: sending eight
+# replies of 128 KiB at once costs half the CPU of sending each by itself, as the client is woken once.
+OUTPUT_BUFFER_BYTES = 1 * MIB + 64 * KIB
+# A read that does not fit is sent in pieces of this size, as fast as its client takes them.
+READ_PIECE_BYTES = 512 * KIB
+# A longer trim or zeroing is done in pieces of this size, one a turn of the event loop: on a device that can only
+# write zeroes a piece takes half a second, and the link must not fall silent.
+ZERO_PIECE_BYTES = 64 * MIB
+# Requests decoded in one go: bounds what a connection can make of one input buffer of tiny requests.
+REQUESTS_PER_BATCH = 1024
+
+# A client with more than this of replies waiting in our memory is not read from.
+CLIENT_BACKLOG_BYTES = 256 * KIB
+
+# Reads of one connection that wait for the disk at one time, in threads (those that miss the page cache):
+# no more are begun while they are this long together.
+DISK_READ_BYTES = 1 * MIB
+DISK_THREADS = 8
+
+# Extents in one BLOCK_STATUS reply, about 3 ms of work; the client asks again. (The document: at most 2^20.)
+BLOCK_STATUS_EXTENTS = 1024
+# What a CACHE request reads ahead at most.
+PREFETCH_BYTES = 4 * MIB
+
+# --- The link ---------------------------------------------------------------------------------
+
+# Frames other than changes: hello, digests, results.
+LINK_FRAME_BYTES = 64 * KIB
+# A frame of changes: at most what one client's input holds, and the headers of the pieces of a long write.
+CHANGES_FRAME_BYTES = INPUT_BUFFER_BYTES + 4 * KIB
+# The secondary's input: more than one whole frame.
+LINK_BUFFER_BYTES = 2 * MIB
+# What waits for the link in our memory. Above it, changes are not copied but read again from the store
+# when the link has drained.
+LINK_BACKLOG_BYTES = 2 * MIB
+
+# Reads are ordered after writes in flight by regions of this size.
+ORDER_REGION_BYTES = 64 * KIB
+# Above this many remembered regions the table is made anew from what is still in flight.
+ORDER_REGIONS = 65536
+# A change over more regions than this orders every read after it, instead of being remembered by region.
+ORDER_REGIONS_PER_CHANGE = 64
+
+# --- Resync -----------------------------------------------------------------------------------
+
+COMPARE_BLOCK_BYTES = 512 * KIB
+# Comparisons under way at one time.
+COMPARE_BLOCKS_IN_FLIGHT = 16
+
+REQUEST_HEADER_BYTES = 28
+
+assert WRITE_WHOLE_BYTES + REQUEST_HEADER_BYTES <= INPUT_BUFFER_BYTES // 2
+assert READ_PIECE_BYTES <= OUTPUT_BUFFER_BYTES
+assert WRITE_WHOLE_BYTES % WRITE_PIECE_BYTES == 0
+assert CHANGES_FRAME_BYTES + LINK_FRAME_BYTES <= LINK_BUFFER_BYTES
+assert COMPARE_BLOCK_BYTES <= INPUT_BUFFER_BYTES
+assert ABUSIVE_PAYLOAD_BYTES >= INPUT_BUFFER_BYTES

@@ -1,0 +1,214 @@
+"""The channel between the supervisor and a data process: one JSON object a line, both ways.
+
+Job: the shape of every message, and `parse`, the only way in.
+Invariants: what `parse` returns has every key that the rest of `node` uses, with the right type, so that a
+data process gone wrong can neither crash the supervisor nor show nonsense; a line is bounded in length.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict, cast, get_args
+
+from stortrends_ha.errors import ProtocolError
+
+# A status message grows with the volumes of the group, some 400 bytes each: room for thousands.
+MESSAGE_BYTES_MAX = 4 << 20
+
+Role = Literal["primary", "secondary"]
+State = Literal["starting", "connecting", "syncing", "in-sync", "held", "failed"]
+STATES: tuple[State, ...] = get_args(State)
+
+
+class VolumeCounters(TypedDict):
+    """Totals of one volume since its data process started."""
+
+    reads: int
+    read_bytes: int
+    writes: int
+    written_bytes: int
+    flushes: int
+    trims: int
+    zeroes: int
+    errors: int
+
+
+class VolumeStatus(TypedDict):
+    """One volume, as its data process sees it."""
+
+    size_bytes: int
+    read_only: bool
+    in_flight: int
+    counters: VolumeCounters
+
+
+class Counters(TypedDict):
+    """Totals of one group since its data process started."""
+
+    connections_accepted: int
+    connections_refused: int
+    nbd_bad_input: int
+    link_bad_input: int
+    link_sessions: int
+    disk_errors: int
+
+
+class LinkStatus(TypedDict):
+    """The replication link of a group."""
+
+    state: Literal["connected", "connecting", "listening", "refused"]
+    peer: str
+    address: str
+    why: str
+    round_trip_ms: float | None
+    protocol: int | None
+    peer_version: str | None
+
+
+class Resync(TypedDict):
+    """How far a resync is."""
+
+    done_bytes: int
+    total_bytes: int
+
+
+class Window(TypedDict):
+    """The changes that the peer has not answered yet."""
+
+    changes: int
+    bytes: int
+    oldest_ms: float
+
+
+class Status(TypedDict):
+    """A group, as its data process sees it: sent at every change of state and once a second."""
+
+    group: str
+    role: Role
+    state: State
+    why: str
+    epoch: int
+    owner: str
+    in_sync: list[str]
+    link: LinkStatus
+    resync: Resync | None
+    window: Window
+    clients: int
+    counters: Counters
+    volumes: dict[str, VolumeStatus]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The data process serves, or is ready to follow its peer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The data process cannot go on, and ends."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The newest status of the group."""
+
+    status: Status
+
+
+Message = Ready | Failed | Report
+
+STOP_LINE = b'{"type": "stop"}\n'
+
+
+@dataclass(frozen=True, slots=True)
+class _EachValue:
+    """An object with any keys, whose values all have one shape."""
+
+    shape: Any
+
+
+_NUMBER = (int, float)
+_STATUS_SHAPE: Mapping[str, Any] = {
+    "group": str,
+    "role": {"primary", "secondary"},
+    "state": set(STATES),
+    "why": str,
+    "epoch": int,
+    "owner": str,
+    "in_sync": [str],
+    "link": {
+        "state": {"connected", "connecting", "listening", "refused"},
+        "peer": str,
+        "address": str,
+        "why": str,
+        "round_trip_ms": (*_NUMBER, type(None)),
+        "protocol": (int, type(None)),
+        "peer_version": (str, type(None)),
+    },
+    "window": {"changes": int, "bytes": int, "oldest_ms": _NUMBER},
+    "clients": int,
+    "counters": dict.fromkeys(Counters.__annotations__, int),
+    "volumes": _EachValue(
+        {
+            "size_bytes": int,
+            "read_only": bool,
+            "in_flight": int,
+            "counters": dict.fromkeys(VolumeCounters.__annotations__, int),
+        }
+    ),
+}
+_RESYNC_SHAPE = {"done_bytes": int, "total_bytes": int}
+
+
+def parse(line: bytes) -> Message:
+    """The message in a line; raises `ProtocolError` for anything that is none."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"it sent a line that is not JSON: {line[:80]!r}") from error
+    kind = message.get("type") if isinstance(message, dict) else None
+    if kind == "ready":
+        return Ready()
+    if kind == "failed" and isinstance(message.get("message"), str):
+        return Failed(message["message"])
+    if kind == "status":
+        return Report(_status(message))
+    raise ProtocolError(f"it sent a message of an unknown kind: {line[:80]!r}")
+
+
+def _status(message: dict[str, Any]) -> Status:
+    wrong = _first_difference(message, _STATUS_SHAPE, "status")
+    if wrong is None and message.get("resync") is not None:
+        wrong = _first_difference(message["resync"], _RESYNC_SHAPE, "status.resync")
+    if wrong is not None:
+        raise ProtocolError(f"it sent a status that cannot be understood, at {wrong}")
+    del message["type"]
+    message.setdefault("resync", None)
+    return cast(Status, message)
+
+
+def _first_difference(value: Any, shape: Any, path: str) -> str | None:
+    """Where the value does not have the shape, or None."""
+    if isinstance(shape, dict):
+        return _in_object(value, shape, path)
+    if isinstance(shape, _EachValue):
+        return _in_object(value, dict.fromkeys(value, shape.shape), path) if isinstance(value, dict) else path
+    if isinstance(shape, list):
+        fits = isinstance(value, list) and all(isinstance(item, shape[0]) for item in value)
+    elif isinstance(shape, set):
+        fits = isinstance(value, str) and value in shape
+    else:
+        fits = isinstance(value, shape)
+    return None if fits else path
+
+
+def _in_object(value: Any, shape: Mapping[str, Any], path: str) -> str | None:
+    if not isinstance(value, dict):
+        return path
+    for key, inner in shape.items():
+        wrong = _first_difference(value[key], inner, f"{path}.{key}") if key in value else f"{path}.{key}"
+        if wrong is not None:
+            return wrong
+    return None

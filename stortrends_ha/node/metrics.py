@@ -1,0 +1,178 @@
+"""The node's Prometheus metrics, made at each scrape from the newest reports of the data processes.
+
+Job: the table of metrics, the collector that reads it, and the HTTP server.
+Invariants: a scrape reads what is in memory and asks nobody; a group whose data process has not reported has
+no values except those that the supervisor itself knows. `docs/metrics.md` describes exactly this table.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import prometheus_client
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from stortrends_ha import __version__
+from stortrends_ha.config import Address
+from stortrends_ha.errors import StartError
+from stortrends_ha.node.children import View
+from stortrends_ha.node.messages import STATES, Status, VolumeStatus
+
+PREFIX = "stortrends_ha_"
+Kind = Literal["gauge", "counter"]
+Sample = tuple[tuple[str, ...], float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """One metric: its name without the prefix, and how to read it from a group's view."""
+
+    name: str
+    kind: Kind
+    labels: tuple[str, ...]
+    text: str
+    samples: Callable[[View], Iterable[Sample]]
+
+
+def _known(name: str, kind: Kind, text: str, value: Callable[[View], float | None]) -> Definition:
+    """What the supervisor knows of a group, even while its data process is away."""
+    return Definition(name, kind, ("group",), text, lambda view: [((view.group,), value(view))])
+
+
+def _group(name: str, kind: Kind, text: str, value: Callable[[Status], float | None]) -> Definition:
+    def samples(view: View) -> Iterator[Sample]:
+        if view.status:
+            yield (view.group,), value(view.status)
+
+    return Definition(name, kind, ("group",), text, samples)
+
+
+def _link(name: str, text: str, value: Callable[[Status], float | None]) -> Definition:
+    def samples(view: View) -> Iterator[Sample]:
+        if view.status:
+            yield (view.group, view.status["link"]["peer"]), value(view.status)
+
+    return Definition(name, "gauge", ("group", "peer"), text, samples)
+
+
+def _volume(name: str, kind: Kind, text: str, value: Callable[[VolumeStatus], float]) -> Definition:
+    def samples(view: View) -> Iterator[Sample]:
+        for volume, status in view.status["volumes"].items() if view.status else ():
+            yield (view.group, volume), value(status)
+
+    return Definition(name, kind, ("group", "volume"), text, samples)
+
+
+def _states(view: View) -> Iterator[Sample]:
+    for state in STATES:
+        yield (view.group, state), float(state == view.state)
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
+
+
+DEFINITIONS: tuple[Definition, ...] = (
+    Definition("group_state", "gauge", ("group", "state"),
+               "1 for the state the group is in on this node, 0 for the others.", _states),
+    _known("data_process_up", "gauge", "1 while the group's data process runs.",
+           lambda view: view.pid is not None),
+    _known("data_process_restarts", "counter", "Times the data process ended and was started again.",
+           lambda view: view.restarts),
+    _known("data_process_bad_messages", "counter", "Messages of the data process that were not understood.",
+           lambda view: view.bad_messages),
+    _known("data_process_report_age_seconds", "gauge", "Age of the data process's newest report.",
+           lambda view: view.report_age_s if view.status else None),
+    _group("group_primary", "gauge", "1 where this node is the group's primary, 0 where it is the secondary.",
+           lambda status: status["role"] == "primary"),
+    _group("group_epoch", "gauge", "Epoch of the group's record.", lambda status: status["epoch"]),
+    _group("group_in_sync_nodes", "gauge", "Nodes that hold every acknowledged write.",
+           lambda status: len(status["in_sync"])),
+    _group("group_clients", "gauge", "NBD clients that are connected.", lambda status: status["clients"]),
+    _link("link_connected", "1 while the replication link is connected.",
+          lambda status: status["link"]["state"] == "connected"),
+    _link("link_round_trip_seconds", "Time from a heartbeat to its answer on the link.",
+          lambda status: _seconds(status["link"]["round_trip_ms"])),
+    _group("resync_done_bytes", "gauge", "Bytes of the running resync that are done; absent without one.",
+           lambda status: status["resync"] and status["resync"]["done_bytes"]),
+    _group("resync_total_bytes", "gauge", "Bytes of the running resync in all; absent without one.",
+           lambda status: status["resync"] and status["resync"]["total_bytes"]),
+    _group("window_changes", "gauge", "Changes that the peer has not answered yet.",
+           lambda status: status["window"]["changes"]),
+    _group("window_bytes", "gauge", "Bytes of those changes.", lambda status: status["window"]["bytes"]),
+    _group("window_oldest_seconds", "gauge", "Age of the oldest of those changes.",
+           lambda status: _seconds(status["window"]["oldest_ms"])),
+    _group("connections_accepted", "counter", "NBD connections accepted.",
+           lambda status: status["counters"]["connections_accepted"]),
+    _group("connections_refused", "counter", "NBD connections refused because of a limit.",
+           lambda status: status["counters"]["connections_refused"]),
+    _group("nbd_bad_input", "counter", "NBD connections closed because of input that breaks the protocol.",
+           lambda status: status["counters"]["nbd_bad_input"]),
+    _group("link_bad_input", "counter", "Link connections closed because of input that breaks the protocol.",
+           lambda status: status["counters"]["link_bad_input"]),
+    _group("link_sessions", "counter", "Link sessions opened.",
+           lambda status: status["counters"]["link_sessions"]),
+    _group("disk_errors", "counter", "Failed reads, writes and flushes of backing files.",
+           lambda status: status["counters"]["disk_errors"]),
+    _volume("volume_size_bytes", "gauge", "Size of the volume.", lambda volume: volume["size_bytes"]),
+    _volume("volume_in_flight", "gauge", "Requests that are not answered yet.",
+            lambda volume: volume["in_flight"]),
+    _volume("volume_reads", "counter", "Reads.", lambda volume: volume["counters"]["reads"]),
+    _volume("volume_read_bytes", "counter", "Bytes read.", lambda volume: volume["counters"]["read_bytes"]),
+    _volume("volume_writes", "counter", "Writes.", lambda volume: volume["counters"]["writes"]),
+    _volume("volume_written_bytes", "counter", "Bytes written.",
+            lambda volume: volume["counters"]["written_bytes"]),
+    _volume("volume_flushes", "counter", "Flushes.", lambda volume: volume["counters"]["flushes"]),
+    _volume("volume_trims", "counter", "Trims.", lambda volume: volume["counters"]["trims"]),
+    _volume("volume_zeroes", "counter", "Writes of zeroes.", lambda volume: volume["counters"]["zeroes"]),
+    _volume("volume_errors", "counter", "Requests answered with an error.",
+            lambda volume: volume["counters"]["errors"]),
+)  # fmt: skip
+
+
+class NodeCollector(Collector):
+    """Makes the metrics of a node from the views of its data processes."""
+
+    def __init__(self, cluster: str, node: str, views: Callable[[], Sequence[View]]) -> None:
+        self._identity = (cluster, node, __version__)
+        self._views = views
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric of the table, and the node's identity; called by the HTTP server's threads."""
+        identity = GaugeMetricFamily(
+            f"{PREFIX}node_info", "Always 1: what this node is.", labels=("cluster", "node", "version")
+        )
+        identity.add_metric(self._identity, 1)
+        yield identity
+        views = self._views()
+        for definition in DEFINITIONS:
+            yield _family(definition, views)
+
+
+def _family(definition: Definition, views: Sequence[View]) -> Metric:
+    family_of = GaugeMetricFamily if definition.kind == "gauge" else CounterMetricFamily
+    family = family_of(PREFIX + definition.name, definition.text, labels=definition.labels)
+    for view in views:
+        for labels, value in definition.samples(view):
+            if value is not None:
+                family.add_metric(labels, value)
+    return family
+
+
+@contextlib.contextmanager
+def serve(address: Address, collector: Collector) -> Iterator[None]:
+    """Serve the metrics over HTTP at `address`."""
+    registry = CollectorRegistry()
+    registry.register(collector)
+    try:
+        server, thread = prometheus_client.start_http_server(address.port, address.host, registry)
+    except OSError as error:
+        raise StartError(f"The metrics cannot be served at {address}: {error.strerror}.") from error
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,138 @@
+"""Frames of the link between the two data processes of a group, pure.
+
+A connection begins, in both directions, with ``PREFACE`` and a HELLO frame; these two never change their
+form, so that any two versions can tell each other why they do not fit. Then the owner opens the session
+(OPEN, OPENED) and the stream runs: CHANGES, FLUSH, COMPARE and SYNCED from the owner, ACK, FLUSHED and
+RESULT from the secondary; PING and PONG both ways.
+
+Invariants:
+- Every frame carries the epoch of its session (rule 6): ``next_frame`` refuses any other.
+- CHANGES carries changes as NBD requests, just as clients sent them; its ``seq`` numbers the first one.
+- ACK is cumulative: everything up to ``seq`` has been applied (not: is stable; that is FLUSHED).
+- All frames but CHANGES are at most ``LINK_FRAME_BYTES``.
+
+Neighbours: ``replication.primary`` and ``replication.secondary`` speak it; ``docs/protocol.md`` describes it.
+"""
+
+import json
+from enum import IntEnum
+from struct import Struct
+from typing import Any, NamedTuple
+
+from stortrends_ha.errors import ProtocolError
+from stortrends_ha.limits import LINK_FRAME_BYTES
+
+PREFACE = b"STORHA\r\n"
+PROTOCOL_VERSIONS = (1, 1)  # the oldest and the newest that this code speaks
+
+HEADER = Struct(">BBHIQQ")  # kind, zero, volume, payload length, epoch, seq
+HEADER_BYTES = HEADER.size
+_COMPARE = Struct(">QI32s")
+_RESULT = Struct(">QIB")
+
+
+class Kind(IntEnum):
+    """What a frame is."""
+
+    HELLO = 1
+    REFUSE = 2
+    OPEN = 3
+    OPENED = 4
+    CHANGES = 5
+    ACK = 6
+    FLUSH = 7
+    FLUSHED = 8
+    COMPARE = 9
+    RESULT = 10
+    SYNCED = 11
+    PING = 12
+    PONG = 13
+    FAILED = 14
+
+
+# Plain numbers, as members of an enumeration are slow to look up on the hot path.
+CHANGES, ACK = int(Kind.CHANGES), int(Kind.ACK)
+_KINDS = frozenset(map(int, Kind))
+
+
+class Frame(NamedTuple):
+    """A frame other than CHANGES, or the header of CHANGES (without its payload)."""
+
+    kind: int
+    volume: int
+    seq: int
+    length: int
+    payload: bytes
+
+
+def frame(kind: Kind, epoch: int, seq: int = 0, volume: int = 0, payload: bytes = b"") -> bytes:
+    """Encode a frame other than CHANGES."""
+    return HEADER.pack(kind, 0, volume, len(payload), epoch, seq) + payload
+
+
+def changes_header(epoch: int, first: int, volume: int, length: int) -> bytes:
+    """The header of a CHANGES frame whose payload, ``length`` bytes of changes, follows."""
+    return HEADER.pack(CHANGES, 0, volume, length, epoch, first)
+
+
+def next_frame(view: memoryview, at: int, end: int, epoch: int | None) -> Frame | None:
+    """The frame at ``at``, or None if it is not all there yet; of CHANGES, only the header.
+
+    ``epoch`` is the session's; None before there is one. Raises ProtocolError.
+    """
+    if end - at < HEADER_BYTES:
+        return None
+    kind, zero, volume, length, its_epoch, seq = HEADER.unpack_from(view, at)
+    if kind not in _KINDS or zero:
+        raise ProtocolError(f"a frame of unknown kind {kind}")
+    if epoch is not None and its_epoch != epoch:
+        raise ProtocolError(f"a frame of epoch {its_epoch} in a session of epoch {epoch}")
+    if kind == CHANGES:
+        return Frame(kind, volume, seq, length, b"")
+    if length > LINK_FRAME_BYTES:
+        raise ProtocolError(f"a {Kind(kind).name} frame of {length} bytes is longer than {LINK_FRAME_BYTES}")
+    at += HEADER_BYTES
+    if end - at < length:
+        return None
+    return Frame(kind, volume, seq, length, bytes(view[at : at + length]))
+
+
+def encode_object(kind: Kind, epoch: int, value: dict[str, Any]) -> bytes:
+    """A frame whose payload is a JSON object: HELLO, REFUSE, OPEN, FAILED."""
+    return frame(kind, epoch, payload=json.dumps(value, separators=(",", ":")).encode())
+
+
+def decode_object(payload: bytes) -> dict[str, Any]:
+    """The JSON object of a frame. Raises ProtocolError."""
+    try:
+        value = json.loads(payload)
+    except (ValueError, RecursionError):
+        raise ProtocolError("a frame whose payload is no JSON") from None
+    if not isinstance(value, dict):
+        raise ProtocolError("a frame whose payload is no JSON object")
+    return value
+
+
+def encode_compare(epoch: int, volume: int, offset: int, length: int, digest: bytes) -> bytes:
+    """Ask whether the secondary's block has this digest (32 bytes) at this point of the stream."""
+    return frame(Kind.COMPARE, epoch, 0, volume, _COMPARE.pack(offset, length, digest))
+
+
+def decode_compare(payload: bytes) -> tuple[int, int, bytes]:
+    """(offset, length, digest). Raises ProtocolError."""
+    if len(payload) != _COMPARE.size:
+        raise ProtocolError("a COMPARE frame of the wrong length")
+    return _COMPARE.unpack(payload)
+
+
+def encode_result(epoch: int, volume: int, offset: int, length: int, equal: bool) -> bytes:
+    """The secondary's answer to COMPARE."""
+    return frame(Kind.RESULT, epoch, 0, volume, _RESULT.pack(offset, length, equal))
+
+
+def decode_result(payload: bytes) -> tuple[int, int, bool]:
+    """(offset, length, equal). Raises ProtocolError."""
+    if len(payload) != _RESULT.size:
+        raise ProtocolError("a RESULT frame of the wrong length")
+    offset, length, equal = _RESULT.unpack(payload)
+    return offset, length, bool(equal)

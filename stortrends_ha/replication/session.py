@@ -1,0 +1,226 @@
+"""Opening a session: what each node says of itself, whether they fit, and what must be copied. Pure.
+
+Rule 6: a session is for (cluster, group, epoch, owner); a node refuses one older than its own record.
+Rule 10: replicas of unrelated lineage never sync by themselves; only a blank one may be filled.
+Rule 3: an owner that may have lost acknowledged writes does not serve from its own copy, unless the
+peer lost its cache, too (then the last owner's copy wins).
+
+Either node can die between any two steps: the owner has made its lineage durable before its HELLO, the
+secondary makes ``needs_sync`` durable before it answers OPEN, so the next session finds what to do.
+"""
+
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any
+
+from stortrends_ha.errors import ProtocolError
+
+# A frame has 64 bits for an epoch and for the number of a change.
+EPOCHS = CHANGES = 1 << 63
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Who owns a group: the newest version a node has seen (see the safety rules)."""
+
+    epoch: int
+    owner: str
+    in_sync: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What a node says of itself and its replica when a link connects."""
+
+    cluster: str
+    group: str
+    node: str
+    peer: str  # the node that it expects at the other end
+    protocols: tuple[int, int]  # the oldest and the newest link protocol it speaks
+    software: str  # its version, for people
+    record: Record
+    volumes: tuple[tuple[str, int], ...]  # names and sizes in bytes
+    lineage: str  # the identity of the group's data; empty if the replica has none yet
+    blank: bool  # no lineage, and nothing but zeroes on its volumes
+    lost_cache: bool  # its host restarted, so writes that were only cached may be missing
+    needs_sync: bool  # it was being synced and that did not end
+    unclean: bool  # it owned, and was killed: writes that it never answered may be on one replica only
+
+    def encode(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+    @staticmethod
+    def decode(value: dict[str, Any]) -> "Hello":
+        """From a JSON object of a peer; it may have more keys than are known. Raises ProtocolError."""
+        try:
+            record = value["record"]
+            hello = Hello(
+                **{key: typed(value[key], str) for key in ("cluster", "group", "node", "peer", "software", "lineage")},
+                protocols=_pair(value["protocols"], int, int),
+                record=Record(
+                    _epoch(record["epoch"]),
+                    typed(record["owner"], str),
+                    tuple(typed(name, str) for name in typed(record["in_sync"], list)),
+                ),
+                volumes=tuple(_pair(volume, str, int) for volume in typed(value["volumes"], list)),
+                **{key: typed(value[key], bool) for key in ("blank", "lost_cache", "needs_sync", "unclean")},
+            )
+        except (LookupError, TypeError, ValueError) as e:
+            raise ProtocolError(f"a HELLO that does not say what it should: {e!r}") from None
+        return hello
+
+
+def typed(value: Any, kind: type) -> Any:
+    """A value of foreign JSON, which must be of this very type (a bool is no int). Raises TypeError."""
+    if type(value) is not kind:
+        raise TypeError(f"{str(value)[:40]!r} is no {kind.__name__}")
+    return value
+
+
+def _pair(value: Any, first: type, second: type) -> tuple[Any, Any]:
+    one, other = typed(value, list)
+    return typed(one, first), typed(other, second)
+
+
+def _epoch(value: Any) -> int:
+    if not 0 <= typed(value, int) < EPOCHS:
+        raise ValueError(f"there is no epoch {value}")
+    return int(value)
+
+
+def refusal(mine: Hello, theirs: Hello, owner: Hello) -> str:
+    """Why this node will not open a session with that peer, all reasons in a sentence; empty if it will.
+
+    ``owner`` is the one of the two that opens the session.
+    """
+    me, peer = mine.node, theirs.node
+    reasons = [
+        f"{what} is {its!r} on {peer} and {own!r} on {me}"
+        for what, own, its in (
+            ("the cluster", mine.cluster, theirs.cluster),
+            ("the group", mine.group, theirs.group),
+        )
+        if own != its
+    ]
+    if peer != mine.peer:
+        reasons.append(f"{peer} is not {mine.peer}, the peer of {me}")
+    if me != theirs.peer:
+        reasons.append(f"{me} is not {theirs.peer}, the peer of {peer}")
+    reasons += _volume_differences(mine, theirs)
+    if not reasons:
+        reasons += _record_differences(owner, theirs if owner is mine else mine)
+    return "; ".join(reasons)
+
+
+def common_protocol(mine: tuple[int, int], theirs: tuple[int, int]) -> int | None:
+    """The newest link protocol that both speak, of the oldest and newest of each."""
+    newest = min(mine[1], theirs[1])
+    return newest if newest >= max(mine[0], theirs[0]) else None
+
+
+def incompatible(mine: Hello, value: dict[str, Any]) -> str:
+    """Why the peer's link protocol does not fit; empty if it does. To be asked before the rest of its HELLO is decoded.
+
+    These three keys keep their meaning in every version. Raises ProtocolError.
+    """
+    try:
+        theirs = _pair(value["protocols"], int, int)
+        peer, software = typed(value["node"], str), typed(value["software"], str)
+    except (LookupError, TypeError, ValueError) as e:
+        raise ProtocolError(f"a HELLO that does not say what it should: {e!r}") from None
+    if common_protocol(mine.protocols, theirs) is not None:
+        return ""
+    return (
+        f"{peer} (version {software}) speaks link protocols {theirs[0]} to {theirs[1]} and {mine.node} "
+        f"(version {mine.software}) speaks {mine.protocols[0]} to {mine.protocols[1]}"
+    )
+
+
+def _volume_differences(mine: Hello, theirs: Hello) -> list[str]:
+    own, its = dict(mine.volumes), dict(theirs.volumes)
+    reasons = [f"volume {name} is missing on {theirs.node}" for name in own if name not in its]
+    reasons += [f"volume {name} is missing on {mine.node}" for name in its if name not in own]
+    reasons += [
+        f"volume {name} has {its[name]} bytes on {theirs.node} and {own[name]} on {mine.node}"
+        for name in own
+        if name in its and own[name] != its[name]
+    ]
+    if not reasons and mine.volumes != theirs.volumes:
+        reasons.append(f"the volumes are in another order on {theirs.node} than on {mine.node}")
+    return reasons
+
+
+def _record_differences(owner: Hello, secondary: Hello) -> list[str]:
+    """Rule 6: the session has the epoch of the owner's record, and the secondary knows of no newer one."""
+    session, known = owner.record, secondary.record
+    if session.epoch < known.epoch:
+        return [
+            f"a session of {owner.node} would be of epoch {session.epoch}, which is older than "
+            f"epoch {known.epoch} on {secondary.node}"
+        ]
+    reasons = []
+    if session.owner != owner.node:
+        reasons.append(f"{owner.node} is not the owner, {session.owner} is")
+    if session.epoch == known.epoch and session.owner != known.owner:
+        owners = f"{session.owner} on {owner.node} and {known.owner} on {secondary.node}"
+        reasons.append(f"at epoch {session.epoch} the owner is {owners}")
+    if session.epoch == known.epoch and set(session.in_sync) != set(known.in_sync):
+        one, other = (", ".join(sorted(record.in_sync)) or "nobody" for record in (session, known))
+        reasons.append(f"at epoch {session.epoch} in sync are {one} on {owner.node} and {other} on {secondary.node}")
+    return reasons
+
+
+class Plan(Enum):
+    """What an opened session begins with."""
+
+    RESUME = "resume"  # only what was in flight is sent again
+    FULL = "full"  # everything is compared, and copied where it differs
+    HOLD = "hold"  # nothing: the owner must not serve
+
+
+def plan(owner: Hello, secondary: Hello) -> tuple[Plan, str]:
+    """What the owner must do with this secondary, and why."""
+    if not secondary.lineage:
+        if secondary.blank:
+            return Plan.FULL, f"{secondary.node} is blank"
+        return Plan.HOLD, (
+            f"{secondary.node} has data of unknown origin on its volumes, and a sync would overwrite it: "
+            "if it is not needed, replace its backing files by empty ones and start the node again"
+        )
+    if secondary.lineage != owner.lineage:
+        return Plan.HOLD, (
+            f"the replicas on {owner.node} and {secondary.node} have no common history (lineage "
+            f"{owner.lineage[:8]} and {secondary.lineage[:8]}): one of them must be made blank by hand, "
+            "state and backing files"
+        )
+    if owner.needs_sync:
+        return Plan.HOLD, f"a sync of {owner.node} did not end, so its copy is not complete and must not be used"
+    if owner.lost_cache and secondary.needs_sync and not secondary.lost_cache:
+        return Plan.HOLD, (
+            f"the host of {owner.node} restarted or its disk failed while {secondary.node} was being synced: the copy "
+            f"of {owner.node} may lack acknowledged writes, that of {secondary.node} is not complete. To go on with "
+            f"the former as it is, make {secondary.node} blank, state and backing files, and start it again"
+        )
+    if owner.lost_cache and not secondary.lost_cache:
+        return Plan.HOLD, (
+            f"the host of {owner.node} restarted or its disk failed, so its copy may lack acknowledged writes that "
+            f"{secondary.node} has: it must not be served or copied"
+        )
+    if secondary.lost_cache:
+        return Plan.FULL, f"the host of {secondary.node} restarted or its disk failed, so its copy may lack writes"
+    if secondary.needs_sync:
+        return Plan.FULL, f"an earlier sync of {secondary.node} did not end"
+    if owner.unclean:
+        return Plan.FULL, f"{owner.node} was killed, so unanswered writes may be on one replica only"
+    return Plan.RESUME, "nothing was lost"
+
+
+def may_follow(mine: Hello, lineage: str, full: bool) -> bool:
+    """Whether a secondary may join a session of this lineage that begins with a full sync, or does not.
+
+    It holds by itself what ``plan`` decides at the owner: no owner can make it lose a copy that has another history.
+    """
+    if not mine.lineage:
+        return mine.blank and full
+    return mine.lineage == lineage and (full or not (mine.needs_sync or mine.lost_cache))

@@ -1,0 +1,1 @@
+"""A seeded simulation of the mirror: the production code of ``replication`` and the NBD decoder in a world of fakes."""

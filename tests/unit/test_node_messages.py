@@ -1,0 +1,104 @@
+"""What a data process may say, and that nothing else gets through."""
+
+import copy
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stortrends_ha.errors import ProtocolError
+from stortrends_ha.node.messages import Counters, Failed, Ready, Report, VolumeCounters, parse
+
+STATUS: dict[str, Any] = {
+    "type": "status",
+    "group": "rg-a",
+    "role": "primary",
+    "state": "syncing",
+    "why": "node-b is being synced",
+    "epoch": 1,
+    "owner": "node-a",
+    "in_sync": ["node-a"],
+    "link": {
+        "state": "connected",
+        "peer": "node-b",
+        "address": "127.0.0.1:7802",
+        "why": "",
+        "round_trip_ms": None,
+        "protocol": 1,
+        "peer_version": "0.1.0",
+    },
+    "resync": {"done_bytes": 1, "total_bytes": 2},
+    "window": {"changes": 3, "bytes": 12288, "oldest_ms": 0.4},
+    "clients": 2,
+    "counters": dict.fromkeys(Counters.__annotations__, 0),
+    "volumes": {
+        "vm-a": {
+            "size_bytes": 1 << 30,
+            "read_only": False,
+            "in_flight": 3,
+            "counters": dict.fromkeys(VolumeCounters.__annotations__, 0),
+        }
+    },
+}
+
+
+def line(message: object) -> bytes:
+    return json.dumps(message).encode() + b"\n"
+
+
+def paths(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, inner in value.items():
+        yield (*path, key)
+        if isinstance(inner, dict):
+            yield from paths(inner, (*path, key))
+
+
+def test_the_three_messages_are_understood() -> None:
+    assert parse(line({"type": "ready"})) == Ready()
+    assert parse(line({"type": "failed", "message": "vm-a.img is missing."})) == Failed("vm-a.img is missing.")
+    report = parse(line(STATUS))
+    assert isinstance(report, Report)
+    assert report.status == {key: value for key, value in STATUS.items() if key != "type"}
+
+
+@pytest.mark.parametrize("path", list(paths(STATUS)), ids=".".join)
+@pytest.mark.parametrize("wrong", [[[]], {"nonsense": {}}])
+def test_a_status_with_any_value_of_a_wrong_type_is_refused(path: tuple[str, ...], wrong: object) -> None:
+    message = copy.deepcopy(STATUS)
+    inner = message
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = wrong
+    with pytest.raises(ProtocolError):
+        parse(line(message))
+
+
+@pytest.mark.parametrize("path", [path for path in paths(STATUS) if path not in [("resync",), ("volumes", "vm-a")]])
+def test_a_status_without_any_of_its_keys_is_refused(path: tuple[str, ...]) -> None:
+    message = copy.deepcopy(STATUS)
+    inner = message
+    for key in path[:-1]:
+        inner = inner[key]
+    del inner[path[-1]]
+    with pytest.raises(ProtocolError):
+        parse(line(message))
+
+
+@given(st.binary(max_size=200))
+def test_bytes_that_are_no_message_are_refused_and_nothing_else_happens(garbage: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        parse(garbage)
+
+
+def test_deeply_nested_json_is_refused() -> None:
+    with pytest.raises(ProtocolError):
+        parse(b"[" * 100_000)
+
+
+@pytest.mark.parametrize("message", [[], 1, None, {}, {"type": "stop"}, {"type": []}, {"type": "failed"}])
+def test_json_that_is_no_message_is_refused(message: object) -> None:
+    with pytest.raises(ProtocolError):
+        parse(line(message))

@@ -1,0 +1,763 @@
+"""The owner's end of the mirror: what is answered when, what is sent again, what is bounded; and the whole pair.
+
+The last part runs the real primary and the real secondary against each other, through connections that
+break anywhere, and checks the safety rules after every step.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from unittest.mock import patch
+
+import pytest
+from fakes import FUA, TRIM, WRITE, MemoryClient, MemoryLink, MemoryStore, kinds, request
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from stortrends_ha.errors import PeerFailedError, ProtocolError, StorageError
+from stortrends_ha.limits import LINK_BACKLOG_BYTES
+from stortrends_ha.protocol import link as wire
+from stortrends_ha.protocol.link import Frame, Kind
+from stortrends_ha.protocol.nbd_transmission import Decoder, Geometry
+from stortrends_ha.replication import primary as primary_module
+from stortrends_ha.replication import resync as resync_module
+from stortrends_ha.replication.primary import Primary
+from stortrends_ha.replication.secondary import Secondary
+
+EPOCH = 7
+SIZE = 1 << 20
+
+
+class Owner:
+    """A primary of two volumes, with a client and a link that are looked at."""
+
+    def __init__(self, window_changes: int = 1000, window_bytes: int = 1 << 30) -> None:
+        self.stores = [MemoryStore(SIZE), MemoryStore(SIZE)]
+        self.failures: list[StorageError] = []
+        self.synced = 0
+        self.client = MemoryClient()
+        self.link = MemoryLink()
+        self.primary = Primary(
+            self.stores,
+            EPOCH,
+            window_changes=window_changes,
+            window_bytes=window_bytes,
+            failed=self.failures.append,
+            synced=self._synced,
+        )
+        self.primary.attach(self.client)
+
+    def _synced(self) -> None:
+        self.synced += 1
+
+    def open(self, full: bool = False, room_bytes: int | None = None) -> None:
+        self.link = MemoryLink(room_bytes)
+        self.primary.open_session(self.link, full)
+
+    def drained(self) -> None:
+        self.link.backlog_bytes = 0
+        self.primary.pump()
+
+    def submit(self, *requests: bytes, volume: int = 0, client: MemoryClient | None = None) -> int:
+        stream = b"".join(requests)
+        batch = Decoder(Geometry(SIZE)).decode(memoryview(stream), len(stream))
+        assert batch.consumed == len(stream)
+        return self.primary.submit(client or self.client, volume, batch, memoryview(stream))
+
+    def write(self, cookie: int, offset: int = 0, payload: bytes = b"x", flags: int = 0) -> None:
+        self.submit(request(WRITE, cookie, offset, flags=flags, payload=payload))
+
+    def flush(self, volume: int = 0) -> None:
+        self.primary.flush(self.client, volume, [b"\x67\x44\x66\x98\0\0\0\0" + (99).to_bytes(8)])
+
+    def receive(self, *frames: bytes) -> None:
+        data = b"".join(frames)
+        assert self.primary.receive(memoryview(data), len(data)) == len(data)
+
+    def ack(self, seq: int) -> None:
+        self.receive(wire.frame(Kind.ACK, EPOCH, seq))
+
+    def flushed(self, number: int) -> None:
+        self.receive(wire.frame(Kind.FLUSHED, EPOCH, number))
+
+
+@pytest.fixture
+def owner() -> Owner:
+    owner = Owner()
+    owner.open()
+    return owner
+
+
+# --- Answers ----------------------------------------------------------------------------------
+
+
+def test_change_is_answered_when_the_secondary_has_acknowledged_it(owner: Owner) -> None:
+    owner.submit(request(WRITE, 5, payload=b"x"), request(TRIM, 6, 0, 1))
+    assert owner.client.answered() == []
+    assert not owner.primary.idle
+    owner.ack(2)
+    assert owner.client.answered() == [5, 6]
+    assert owner.primary.idle
+
+
+def test_part_of_a_batch_is_answered_if_only_that_was_acknowledged(owner: Owner) -> None:
+    owner.submit(*(request(WRITE, n, n, payload=b"x") for n in range(1, 6)))
+    for seq, answered in ((2, [1, 2]), (3, [3]), (5, [4, 5])):
+        owner.ack(seq)
+        assert owner.client.answered() == answered
+    assert owner.primary.bytes_in_flight == 0
+
+
+def test_each_client_gets_its_own_answers(owner: Owner) -> None:
+    other = MemoryClient()
+    owner.write(1)
+    owner.submit(request(WRITE, 2, payload=b"x"), client=other)
+    owner.write(3)
+    owner.ack(3)
+    assert owner.client.answered() == [1, 3]
+    assert other.answered() == [2]
+
+
+def test_own_replica_has_the_change_at_once(owner: Owner) -> None:
+    owner.submit(request(WRITE, 1, 512, payload=b"data"), volume=1)
+    assert owner.stores[1].data[512:516] == b"data"
+
+
+@pytest.mark.parametrize("first", ["local", "peer"])
+def test_flush_is_answered_when_both_replicas_are_stable(owner: Owner, first: str) -> None:
+    owner.flush()
+    for one in (first, "peer" if first == "local" else "local"):
+        assert owner.client.answered() == []
+        assert not owner.primary.idle
+        if one == "local":
+            owner.stores[0].end_flushes()
+        else:
+            owner.flushed(1)
+    assert owner.client.answered() == [99]
+    assert owner.primary.idle
+
+
+def test_fua_is_answered_by_the_flush_and_not_by_the_acknowledgement(owner: Owner) -> None:
+    owner.submit(request(WRITE, 1, payload=b"x", flags=FUA), request(WRITE, 2, payload=b"y"))
+    assert kinds(owner.link.frames()) == [Kind.CHANGES, Kind.FLUSH]
+    owner.ack(2)
+    assert owner.client.answered() == [2]
+    owner.stores[0].end_flushes()
+    assert owner.client.answered() == []
+    owner.flushed(1)
+    assert owner.client.answered() == [1]
+
+
+def test_flush_covers_writes_of_other_clients_and_goes_behind_them_on_the_link(owner: Owner) -> None:
+    other = MemoryClient()
+    owner.submit(request(WRITE, 1, payload=b"x"), client=other)
+    owner.flush()
+    assert kinds(owner.link.frames()) == [Kind.CHANGES, Kind.FLUSH]
+
+
+# --- Without a session ------------------------------------------------------------------------
+
+
+def test_without_a_session_changes_are_applied_and_held() -> None:
+    owner = Owner()
+    owner.write(1)
+    owner.flush()
+    owner.stores[0].end_flushes()
+    assert owner.stores[0].data[:1] == b"x"
+    assert owner.client.answered() == []
+    owner.open()
+    assert kinds(owner.link.frames()) == [Kind.CHANGES, Kind.FLUSH]
+    owner.ack(1)
+    owner.flushed(1)
+    assert owner.client.answered() == [1, 99]
+
+
+def test_what_is_unanswered_is_sent_again_from_its_first_change_on(owner: Owner) -> None:
+    owner.submit(*(request(WRITE, n, n, payload=b"abc"[n : n + 1]) for n in range(3)))
+    owner.write(9, 100)
+    owner.ack(1)
+    owner.primary.close_session()
+    assert not owner.primary.connected
+    owner.open()
+    sent = owner.link.frames()
+    assert [(frame.kind, frame.seq) for frame in sent] == [(Kind.CHANGES, 2), (Kind.CHANGES, 4)]
+    assert [len(frame.payload) for frame in sent] == [2 * 29, 29]
+    owner.ack(4)
+    assert owner.client.answered() == [0, 1, 2, 9]
+
+
+def test_what_is_sent_again_has_the_content_of_now(owner: Owner) -> None:
+    owner.write(1, 0, b"old")
+    owner.write(2, 0, b"new")
+    owner.link.take()
+    owner.primary.close_session()
+    owner.open()
+    assert [frame.payload[28:] for frame in owner.link.frames()] == [b"new", b"new"]
+
+
+def test_flush_that_the_peer_has_ended_is_not_asked_for_again(owner: Owner) -> None:
+    owner.flush()
+    owner.flush()
+    owner.flushed(1)
+    owner.primary.close_session()
+    owner.open()
+    assert [(frame.kind, frame.seq) for frame in owner.link.frames()] == [(Kind.FLUSH, 2)]
+    owner.stores[0].end_flushes()
+    assert owner.client.answered() == [99]
+
+
+# --- A slow link ------------------------------------------------------------------------------
+
+
+def test_nothing_is_added_to_a_backlog_above_its_bound() -> None:
+    owner = Owner()
+    owner.open(room_bytes=0)
+    big = b"x" * (256 << 10)
+    for n in range(20):
+        owner.write(n, 0, big)
+    assert LINK_BACKLOG_BYTES < owner.link.backlog_bytes <= LINK_BACKLOG_BYTES + len(big) + 100
+    sent = len(owner.link.frames())
+    owner.drained()
+    frames = owner.link.frames()
+    assert frames[0].seq == sent + 1
+
+
+def test_flush_is_not_starved_by_writes_that_come_after_it() -> None:
+    owner = Owner()
+    owner.open(room_bytes=0)
+    big = b"x" * (LINK_BACKLOG_BYTES + 1)
+    owner.write(1, 0, b"first")
+    for _ in range(2):
+        owner.link.backlog_bytes = LINK_BACKLOG_BYTES + 1
+        owner.write(2)
+    owner.flush()
+    frames = list[Frame]()
+    with patch.object(owner.stores[0], "read", lambda _offset, _length: big):  # each fills the link anew
+        for n in range(10):
+            owner.write(3 + n)
+            owner.drained()
+            frames += owner.link.frames()
+    flush = kinds(frames).index(Kind.FLUSH)
+    assert frames[flush - 1].seq == 3
+
+
+def test_waiting_changes_leave_in_order_when_the_link_has_drained() -> None:
+    owner = Owner()
+    owner.open(room_bytes=0)
+    owner.link.backlog_bytes = LINK_BACKLOG_BYTES + 1
+    for n in range(5):
+        owner.write(n, n, b"%d" % n)
+    assert owner.link.frames() == []
+    owner.drained()
+    assert [(frame.seq, frame.payload[28:]) for frame in owner.link.frames()] == [(n + 1, b"%d" % n) for n in range(5)]
+
+
+# --- Bounds -----------------------------------------------------------------------------------
+
+
+def test_client_is_paused_at_the_bound_of_changes_and_goes_on_below_it() -> None:
+    owner = Owner(window_changes=3)
+    owner.open()
+    for n in (1, 2):
+        owner.write(n)
+        assert not owner.client.paused
+    owner.write(3)
+    assert owner.client.paused
+    owner.ack(1)
+    assert not owner.client.paused
+
+
+def test_client_is_paused_at_the_bound_of_bytes_and_goes_on_below_it() -> None:
+    owner = Owner(window_bytes=1000)
+    owner.open()
+    owner.submit(request(TRIM, 1, 0, SIZE), request(WRITE, 2, payload=b"x" * 999))
+    assert not owner.client.paused
+    owner.write(3)
+    assert owner.client.paused
+    owner.ack(3)
+    assert not owner.client.paused
+    assert owner.primary.bytes_in_flight == 0
+
+
+def test_flushes_and_waiting_reads_count_as_changes_do() -> None:
+    owner = Owner(window_changes=3)
+    owner.open()
+    owner.write(1)
+    owner.primary.when_settled(lambda: None)
+    owner.flush()
+    assert owner.client.paused
+    owner.ack(1)
+    assert not owner.client.paused
+
+
+def test_all_clients_are_paused_and_go_on_together() -> None:
+    owner, other, gone = Owner(window_changes=2), MemoryClient(), MemoryClient()
+    owner.open()
+    owner.primary.attach(other)
+    owner.primary.attach(gone)
+    owner.write(1)
+    owner.primary.detach(gone)
+    owner.write(2)
+    late = MemoryClient()
+    owner.primary.attach(late)
+    assert (owner.client.paused, other.paused, gone.paused, late.paused) == (True, True, False, True)
+    owner.ack(2)
+    assert (owner.client.paused, other.paused, gone.paused, late.paused) == (False, False, False, False)
+
+
+def test_before_the_first_session_clients_wait_and_after_it_they_do_not() -> None:
+    owner = Owner()
+    assert owner.client.paused
+    owner.open()
+    assert not owner.client.paused
+    owner.primary.close_session()
+    assert not owner.client.paused
+
+
+def test_who_stops_taking_pauses_all_clients_for_good_and_still_answers(owner: Owner) -> None:
+    owner.write(1)
+    owner.primary.stop_taking()
+    assert owner.client.paused
+    owner.ack(1)
+    assert owner.client.answered() == [1]
+    assert owner.client.paused
+
+
+# --- Reads ------------------------------------------------------------------------------------
+
+
+def test_read_waits_for_changes_in_flight_that_it_overlaps(owner: Owner) -> None:
+    owner.write(1, 0)
+    assert owner.primary.in_flight(0, 0, 1)
+    assert not owner.primary.in_flight(0, SIZE - 1, 1)
+    assert not owner.primary.in_flight(1, 0, 1)
+    calls = list[str]()
+    owner.primary.when_settled(lambda: calls.append("read"))
+    owner.write(2, 0)
+    owner.ack(1)
+    assert calls == ["read"]
+    assert owner.primary.in_flight(0, 0, 1)
+    owner.ack(2)
+    assert not owner.primary.in_flight(0, 0, 1)
+    assert calls == ["read"]
+
+
+# --- What the peer must not do ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seq", [3, 4, 2**64 - 1])
+def test_acknowledgement_of_what_was_not_sent_is_refused(owner: Owner, seq: int) -> None:
+    owner.write(1)
+    owner.write(2)
+    with pytest.raises(ProtocolError, match=f"an acknowledgement of change {seq}"):
+        owner.ack(seq)
+    assert owner.client.answered() == []
+
+
+def test_acknowledgement_of_what_waits_for_the_link_is_refused() -> None:
+    owner = Owner()
+    owner.open(room_bytes=0)
+    owner.write(1)
+    owner.link.backlog_bytes = LINK_BACKLOG_BYTES + 1
+    owner.write(2)
+    with pytest.raises(ProtocolError):
+        owner.ack(2)
+
+
+def test_acknowledgement_that_goes_back_is_refused(owner: Owner) -> None:
+    owner.write(1)
+    owner.write(2)
+    owner.ack(2)
+    with pytest.raises(ProtocolError):
+        owner.ack(1)
+
+
+@pytest.mark.parametrize("number", [0, 2, 2**64 - 1])
+def test_end_of_a_flush_that_was_not_begun_is_refused(owner: Owner, number: int) -> None:
+    owner.flush()
+    with pytest.raises(ProtocolError, match=f"flush number {number}"):
+        owner.flushed(number)
+
+
+def test_end_of_a_flush_that_was_not_sent_is_refused() -> None:
+    owner = Owner()
+    owner.open(room_bytes=0)
+    owner.link.backlog_bytes = LINK_BACKLOG_BYTES + 1
+    owner.write(1)
+    owner.flush()
+    owner.stores[0].end_flushes()
+    with pytest.raises(ProtocolError):
+        owner.flushed(1)
+    owner.drained()
+    assert owner.client.answered() == []
+
+
+def test_end_of_a_flush_that_was_sent_in_an_earlier_session_only_is_refused(owner: Owner) -> None:
+    owner.flush()
+    owner.primary.close_session()
+    owner.link = MemoryLink()
+    owner.link.backlog_bytes = LINK_BACKLOG_BYTES + 1
+    owner.write(1)
+    owner.primary.open_session(owner.link, full=False)
+    assert kinds(owner.link.frames()) == [Kind.FLUSH]  # it covers nothing, so it need not wait
+    owner.flushed(1)
+    with pytest.raises(ProtocolError):
+        owner.flushed(1)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [(0, 0, 4096, True), (7, 0, 4096, False), (0, 1 << 40, 4096, False), (0, 0, 2**32 - 1, False)],
+)
+def test_result_that_answers_no_comparison_is_refused(result: tuple[int, int, int, bool]) -> None:
+    for full in (True, False):
+        owner = Owner()
+        owner.stores[0].data[:] = b"x" * SIZE
+        owner.open(full)
+        with pytest.raises(ProtocolError):
+            owner.receive(wire.encode_result(EPOCH, *result))
+        assert owner.failures == []
+
+
+def test_result_that_comes_twice_is_refused() -> None:
+    owner = Owner()
+    owner.stores[0].data[:] = b"x" * SIZE
+    owner.open(full=True)
+    compare = next(frame for frame in owner.link.frames() if frame.kind == Kind.COMPARE)
+    offset, length, _ = wire.decode_compare(compare.payload)
+    owner.receive(wire.encode_result(EPOCH, 0, offset, length, True))
+    with pytest.raises(ProtocolError):
+        owner.receive(wire.encode_result(EPOCH, 0, offset, length, True))
+
+
+@pytest.mark.parametrize(
+    "kind", sorted(set(Kind) - {Kind.ACK, Kind.FLUSHED, Kind.PONG, Kind.FAILED, Kind.RESULT, Kind.CHANGES})
+)
+def test_frames_that_a_secondary_does_not_send_are_refused(owner: Owner, kind: Kind) -> None:
+    with pytest.raises(ProtocolError, match=f"an unexpected {kind.name} frame"):
+        owner.receive(wire.frame(kind, EPOCH))
+
+
+def test_changes_from_a_secondary_are_refused(owner: Owner) -> None:
+    data = wire.changes_header(EPOCH, 1, 0, 0)
+    with pytest.raises(ProtocolError, match="CHANGES"):
+        owner.primary.receive(memoryview(data), len(data))
+
+
+def test_frame_of_another_epoch_is_refused(owner: Owner) -> None:
+    owner.write(1)
+    with pytest.raises(ProtocolError, match="epoch"):
+        owner.receive(wire.frame(Kind.ACK, EPOCH + 1, 1))
+    assert owner.client.answered() == []
+
+
+def test_unfinished_frame_waits_for_its_rest(owner: Owner) -> None:
+    owner.write(1)
+    data = wire.frame(Kind.ACK, EPOCH, 1) + wire.frame(Kind.PONG, EPOCH, 77)
+    assert owner.primary.receive(memoryview(data), 40) == 24
+    assert owner.client.answered() == [1]
+    assert owner.primary.pong == 0
+    owner.receive(data[24:])
+    assert owner.primary.pong == 77
+
+
+def test_failure_of_the_peer_is_told_in_its_words(owner: Owner) -> None:
+    with pytest.raises(PeerFailedError, match="the disk of node-b is broken"):
+        owner.receive(wire.encode_object(Kind.FAILED, EPOCH, {"reason": "the disk of node-b is broken"}))
+
+
+# --- The own disk fails -----------------------------------------------------------------------
+
+
+def test_change_that_the_own_disk_refused_is_never_answered(owner: Owner) -> None:
+    owner.stores[0].broken = True
+    owner.write(1)
+    assert len(owner.failures) == 1
+    assert owner.primary.failed
+    assert not owner.primary.connected
+    assert owner.client.answered() == []
+    assert owner.client.paused
+
+
+def test_own_disk_that_fails_when_data_is_sent_again_ends_the_session() -> None:
+    owner = Owner()
+    owner.write(1)
+    owner.stores[0].broken = True
+    owner.open()
+    assert len(owner.failures) == 1
+    assert not owner.primary.connected
+
+
+def test_own_disk_that_fails_during_a_resync_ends_the_session() -> None:
+    owner = Owner()
+    owner.stores[0].data[:1] = b"x"
+    owner.open(full=True)
+    owner.stores[0].broken = True
+    compare = next(frame for frame in owner.link.frames() if frame.kind == Kind.COMPARE)
+    offset, length, _ = wire.decode_compare(compare.payload)
+    owner.receive(wire.encode_result(EPOCH, 0, offset, length, False))
+    assert len(owner.failures) == 1
+    assert not owner.primary.connected
+
+
+# --- The pair ---------------------------------------------------------------------------------
+
+REGION = 64 << 10
+VOLUME = 2 * REGION
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_blocks() -> Iterator[None]:
+    with patch.multiple(
+        resync_module,
+        COMPARE_BLOCK_BYTES=16 << 10,
+        COMPARE_BLOCKS_IN_FLIGHT=3,
+        ZERO_PIECE_BYTES=32 << 10,
+        WRITE_PIECE_BYTES=8 << 10,
+    ):
+        yield
+
+
+@dataclass
+class Written:
+    """A change that a client sent: its bytes are ``version``; 0 is a trim."""
+
+    offset: int
+    length: int
+    version: int
+    number: int
+    answered: bool = False
+
+
+@dataclass
+class Pipe:
+    """A connection's way in one direction; what is in it is lost when it breaks. Implements ``Link``."""
+
+    queue: bytearray = field(default_factory=bytearray)
+
+    @property
+    def backlog_bytes(self) -> int:
+        return len(self.queue)
+
+    def send(self, buffers: list[bytes | bytearray | memoryview], length: int) -> None:
+        data = b"".join(map(bytes, buffers))
+        assert len(data) == length
+        self.queue += data
+
+
+class Pair:
+    """Two nodes. Every step checks what may never be wrong."""
+
+    def __init__(self, own: bytes, its: bytes) -> None:
+        self.own, self.its = MemoryStore(VOLUME), MemoryStore(VOLUME)
+        for store, content in ((self.own, own), (self.its, its)):
+            store.data[:] = b"".join(bytes([value]) * (VOLUME // len(content)) for value in content)
+        self.primary = Primary(
+            [self.own], EPOCH, window_changes=20, window_bytes=1 << 20, failed=self._failed, synced=self._synced
+        )
+        self.to_secondary, self.to_owner = Pipe(), Pipe()
+        self.rest = {"secondary": b"", "owner": b""}
+        self.secondary: Secondary | None = None
+        self.in_sync = own == its
+        self.written: list[Written] = []
+        self.flushing: list[list[Written]] = []
+        self.primary.attach(self)
+
+    # What the primary calls
+
+    def answer(self, replies: bytes) -> None:
+        for at in range(0, len(replies), 16):
+            cookie = int.from_bytes(replies[at + 8 : at + 16])
+            if cookie < 1000:
+                self._write_answered(self.written[cookie])
+            else:
+                self._flush_answered(self.flushing[cookie - 1000])
+
+    @staticmethod
+    def _failed(error: StorageError) -> None:
+        raise AssertionError(error)
+
+    def pause(self) -> None:
+        """The script goes on: a bound is no matter of safety."""
+
+    def resume(self) -> None:
+        """See ``pause``."""
+
+    def _synced(self) -> None:
+        """Rule 9: all is copied, but what is in flight; and flushed, but what clients have written since."""
+        for at in range(0, VOLUME, 512):
+            written = [one for one in self.written if one.offset <= at < one.offset + one.length]
+            if all(one.answered for one in written):
+                assert self.its.data[at] == self.own.data[at]
+            if not written:
+                assert self.its.stable[at] == self.own.data[at]
+        self.in_sync = True
+
+    # Checks
+
+    def _newest(self, at: int, number: int) -> set[int]:
+        """What may be at a place once change ``number`` is there: that, or something newer."""
+        return {w.version for w in self.written if w.number >= number and w.offset <= at < w.offset + w.length}
+
+    def _write_answered(self, written: Written) -> None:
+        """Rule 1: it is on both replicas."""
+        assert not written.answered
+        written.answered = True
+        for at in (written.offset, written.offset + written.length - 1):
+            allowed = self._newest(at, written.number)
+            assert self.own.data[at] in allowed
+            assert self.its.data[at] in allowed
+
+    def _flush_answered(self, covered: list[Written]) -> None:
+        for written in covered:
+            for at in (written.offset, written.offset + written.length - 1):
+                allowed = self._newest(at, written.number)
+                assert self.own.stable[at] in allowed
+                assert self.its.stable[at] in allowed
+
+    def check_read(self, offset: int, length: int) -> None:
+        """What a read returns, a failover does not take back."""
+        if self.in_sync and not self.primary.in_flight(0, offset, length):
+            assert self.own.data[offset : offset + length] == self.its.data[offset : offset + length]
+
+    # Steps
+
+    def write(self, offset: int, length: int, trim: bool = False, flags: int = 0) -> None:
+        length = min(length, VOLUME - offset)
+        cookie = len(self.written)
+        version = 0 if trim else cookie + 1
+        payload = b"" if trim else bytes([version]) * length
+        self.written.append(Written(offset, length, version, self.primary.issued + 1))
+        stream = request(TRIM if trim else WRITE, cookie, offset, length, flags, payload)
+        batch = Decoder(Geometry(VOLUME)).decode(memoryview(stream), len(stream))
+        self.primary.submit(self, 0, batch, memoryview(stream))
+
+    def flush(self) -> None:
+        self.flushing.append([written for written in self.written if written.answered])
+        cookie = 1000 + len(self.flushing) - 1
+        self.primary.flush(self, 0, [bytes(8) + cookie.to_bytes(8)])
+
+    def break_link(self) -> None:
+        if self.primary.connected:
+            self.primary.close_session()
+            self.to_secondary, self.to_owner = Pipe(), Pipe()
+            self.rest = {"secondary": b"", "owner": b""}
+            self.secondary = None
+
+    def connect(self, full: bool) -> None:
+        if not self.primary.connected:
+            first = self.primary.acked + 1
+            self.secondary = Secondary([self.its], EPOCH, self.to_owner, first, lambda: None)
+            full = full or not self.in_sync
+            self.primary.open_session(self.to_secondary, full)
+
+    def deliver_to_secondary(self, length: int) -> None:
+        if self.secondary is not None:
+            data = self.rest["secondary"] + bytes(self.to_secondary.queue[:length])
+            del self.to_secondary.queue[:length]
+            self.rest["secondary"] = data[self.secondary.receive(memoryview(data), len(data)) :]
+            if not self.to_secondary.queue:
+                self.primary.pump()
+
+    def deliver_to_owner(self, length: int) -> None:
+        if self.secondary is not None:
+            data = self.rest["owner"] + bytes(self.to_owner.queue[:length])
+            del self.to_owner.queue[:length]
+            self.rest["owner"] = data[self.primary.receive(memoryview(data), len(data)) :]
+
+    def finish(self) -> None:
+        """Everything goes well from now on: everything is answered, and the replicas are the same."""
+        self.connect(full=False)
+        for _ in range(1000):
+            self.own.end_flushes()
+            self.its.end_flushes()
+            self.deliver_to_secondary(1 << 30)
+            self.deliver_to_owner(1 << 30)
+            if self.primary.idle and self.primary.resync is None:
+                break
+        assert self.primary.idle
+        assert self.primary.resync is None
+        assert self.in_sync
+        assert all(written.answered for written in self.written)
+        self.deliver_to_secondary(1 << 30)
+        assert self.own.data == self.its.data
+
+
+places = st.one_of(st.integers(0, VOLUME - 1), st.sampled_from([0, REGION - 1, REGION]))
+lengths = st.sampled_from([1, 512, 5000, 30_000, VOLUME])
+bytes_delivered = st.sampled_from([1, 20, 60, 3000, 50_000, 1 << 30])
+steps = st.one_of(
+    st.tuples(st.just("write"), places, lengths),
+    st.tuples(st.just("write"), places, lengths),
+    st.tuples(st.just("fua"), places, lengths),
+    st.tuples(st.just("trim"), places, lengths),
+    st.tuples(st.just("flush")),
+    st.tuples(st.just("to secondary"), bytes_delivered),
+    st.tuples(st.just("to secondary"), bytes_delivered),
+    st.tuples(st.just("to owner"), bytes_delivered),
+    st.tuples(st.just("own disk")),
+    st.tuples(st.just("its disk")),
+    st.tuples(st.just("break")),
+    st.tuples(st.just("connect")),
+    st.tuples(st.just("connect in full")),
+    st.tuples(st.just("read"), places),
+)
+# A list strategy alone rarely makes long ones.
+scripts = st.integers(0, 80).flatmap(lambda n: st.lists(steps, min_size=n, max_size=n))
+# What each eighth of a replica is full of at the start.
+contents = st.lists(st.sampled_from([0, 251, 252]), min_size=8, max_size=8).map(bytes)
+
+
+def carry_out(pair: Pair, step: tuple[object, ...]) -> None:
+    what = step[0]
+    numbers = [value for value in step[1:] if isinstance(value, int)]
+    if what in ("write", "fua", "trim"):
+        pair.write(numbers[0], numbers[1], trim=what == "trim", flags=FUA if what == "fua" else 0)
+    elif what == "read":
+        pair.check_read(numbers[0], min(5000, VOLUME - numbers[0]))
+    elif what == "to secondary":
+        pair.deliver_to_secondary(*numbers)
+    elif what == "to owner":
+        pair.deliver_to_owner(*numbers)
+    elif what in ("connect", "connect in full"):
+        pair.connect(full=what == "connect in full")
+    else:
+        {
+            "flush": pair.flush,
+            "own disk": pair.own.end_flushes,
+            "its disk": pair.its.end_flushes,
+            "break": pair.break_link,
+        }[str(what)]()
+
+
+@settings(deadline=None, max_examples=150)
+@given(contents, contents, st.booleans(), scripts, st.sampled_from([100, 40_000, 1 << 20]))
+@example(
+    b"\0",
+    b"\xfb",
+    False,
+    [("connect",), ("write", 0, VOLUME), ("to secondary", 1 << 30), ("break",)],
+    100,
+)
+@example(
+    b"\0",
+    b"\0",
+    True,
+    [
+        ("connect",),
+        ("write", 0, 512),
+        ("fua", 0, 512),
+        ("to secondary", 1 << 30),
+        ("break",),
+        ("trim", 0, 1),
+        ("write", 0, 1),
+    ],
+    100,
+)
+def test_pair_keeps_the_rules_whatever_happens_to_the_link(
+    own: bytes, its: bytes, same: bool, script: list[tuple[object, ...]], backlog_bytes: int
+) -> None:
+    with patch.object(primary_module, "LINK_BACKLOG_BYTES", backlog_bytes):
+        pair = Pair(own, own if same else its)
+        for step in script:
+            carry_out(pair, step)
+        pair.finish()
