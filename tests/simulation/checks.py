@@ -13,7 +13,7 @@ Zeroes are no value of their own: they count as the newest zeroing, which can hi
 - Every reply is to a request, the first one to it, and no error.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -181,7 +181,7 @@ class History:
         history, disk = self.volumes[request.volume], self._world.secondary.disks[request.volume]
         excused = not self._world.secondary.in_sync
         for (block, value), floor in zip(self._values(request.offset, data), request.floor, strict=True):
-            version = history.versions[block].get(value)
+            version = self._version_read(history, block, value, floor)
             if version is None:
                 raise Violation(f"{request} returned a value that block {block} never had: {value.hex()}")
             if version < floor:
@@ -191,6 +191,16 @@ class History:
             if not excused and self._version(request.volume, block, disk.block(block)) < version:
                 raise Violation(f"{request} returned version {version} of block {block}, which the secondary lacks")
             history.seen[block] = max(history.seen[block], version)
+
+    @staticmethod
+    def _version_read(history: VolumeHistory, block: int, value: bytes, floor: int) -> int | None:
+        """The version that a read returned. Of zeroes: the first that it can be, as later ones look the same."""
+        newest = history.versions[block].get(value)
+        if value != ZERO or newest is None:
+            return newest
+        zeroed = history.zeroed[block]
+        at = bisect_left(zeroed, floor)
+        return zeroed[at] if at < len(zeroed) else newest
 
     # --- Both nodes lost their caches: the owner's copy wins ---------------------------------------
 

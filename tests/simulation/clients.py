@@ -87,32 +87,31 @@ class ServerConnection:
     def _read(self) -> None:
         while self._todo and len(self.disk_reads) < DISK_READS:
             _, offset, length = read = self._todo.popleft()
-            if self._primary.in_flight(self._volume, offset, length):
-                self._hold(read)
-            elif self._world.random.random() < 0.2:  # not in the page cache: the thread reads somewhen until the event
+            if self._world.random.random() < 0.2:  # not in the page cache: the thread reads somewhen until the event
                 early = self._world.random.random() < 0.5
                 self.disk_reads.append((read, self._store.content(offset, length) if early else None))
             else:
-                self._reply(read, self._store.content(offset, length))
+                self._when_answered(read, self._store.content(offset, length))
 
-    def _hold(self, read: Read) -> None:
-        def again() -> None:
+    def _when_answered(self, read: Read, content: bytes) -> None:
+        """What was read leaves when the changes that it may show have been answered."""
+        _, offset, length = read
+        if not self._primary.in_flight(self._volume, offset, length):
+            self._reply(read, content)
+            return
+
+        def answered() -> None:
             if not self.closed:
-                self._todo.append(read)
+                self._reply(read, content)
                 self._advance()
 
-        self._primary.when_settled(again)
+        self._primary.when_settled(answered)
 
     def end_disk_read(self) -> None:
         """A thread has read what it was asked for."""
         read, content = self.disk_reads.pop(self._world.random.randrange(len(self.disk_reads)))
         _, offset, length = read
-        if content is None:
-            content = self._store.content(offset, length)
-        if self._primary.in_flight(self._volume, offset, length):  # changed meanwhile
-            self._hold(read)
-        else:
-            self._reply(read, content)
+        self._when_answered(read, self._store.content(offset, length) if content is None else content)
         self._advance()
 
     def _reply(self, read: Read, content: bytes) -> None:
