@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stortrends_ha.errors import StorTrendsError
+from stortrends_ha.unix_path import address_of
 
 TIMEOUT_S = 3.0
 ANSWER_BYTES_MAX = 64 << 20
@@ -36,7 +37,8 @@ def _ask(path: Path, request: bytes, timeout_s: float) -> Any:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(timeout_s)
-            connection.connect(str(path))
+            with address_of(path) as address:
+                connection.connect(address)
             connection.sendall(request)
             return json.loads(_line(connection, time.monotonic() + timeout_s))
     except (FileNotFoundError, ConnectionRefusedError) as error:

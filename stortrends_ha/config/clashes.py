@@ -16,9 +16,9 @@ from typing import Any, Generic, TypeVar
 from stortrends_ha.config.document import Problems, join, shown
 from stortrends_ha.config.model import CONTROL_SOCKET, Address
 from stortrends_ha.config.values import is_wildcard
+from stortrends_ha.unix_path import PATH_BYTES_MAX
 
 SOME_HOST, EVERY_HOST = "*some*", "*every*"  # who listens on a port at all, and who on its wildcard
-UNIX_PATH_BYTES_MAX = 107  # unix(7): sun_path, 108 bytes with the closing NUL
 
 Values = Mapping[str, Any]
 Clash = tuple[tuple[str, str], str]  # the two keys, and what to say of the first
@@ -35,8 +35,8 @@ class _Claim(Generic[T]):
 
 
 def check_clashes(nodes: Values, groups: Values, problems: Problems) -> None:
-    """Note everything that is claimed twice on one machine, and sockets whose path is too long."""
-    for claim in _sockets(nodes, groups):
+    """Note everything that is claimed twice on one machine, and sockets whose path is too long for NBD clients."""
+    for claim in _nbd_sockets(nodes, groups):
         _check_socket_length(claim, problems)
     found: dict[tuple[str, str], str] = {}  # two keys are named together once, whatever they share
     for machine in _machines(nodes):
@@ -48,8 +48,8 @@ def check_clashes(nodes: Values, groups: Values, problems: Problems) -> None:
 
 def _check_socket_length(claim: _Claim[Path], problems: Problems) -> None:
     length_bytes = len(os.fsencode(claim.what))
-    if length_bytes > UNIX_PATH_BYTES_MAX:
-        limit = f"expected at most {UNIX_PATH_BYTES_MAX}, Linux's limit for Unix sockets"
+    if length_bytes > PATH_BYTES_MAX:
+        limit = f"expected at most {PATH_BYTES_MAX}, Linux's limit for Unix sockets"
         problems.add(claim.where, f"found a socket's path of {length_bytes} bytes ({claim.what}), {limit}")
 
 
@@ -88,10 +88,7 @@ def _comparable(host: str) -> str:
         return "127.0.0.1" if host.lower() == "localhost" else host.lower()
 
 
-def _sockets(nodes: Values, groups: Values) -> Iterator[_Claim[Path]]:
-    for node, values in nodes.items():
-        if "state_dir" in values:
-            yield _Claim(values["state_dir"] / CONTROL_SOCKET, join("nodes", node, "state_dir"), node)
+def _nbd_sockets(nodes: Values, groups: Values) -> Iterator[_Claim[Path]]:
     for group, members in groups.items():
         for node, path in members.get("nbd_unix", {}).items():
             if node in nodes:
@@ -102,7 +99,8 @@ def _paths(nodes: Values, groups: Values) -> Iterator[_Claim[Path]]:
     for node, values in nodes.items():
         if "state_dir" in values:
             yield _Claim(values["state_dir"], join("nodes", node, "state_dir"), node)
-    yield from _sockets(nodes, groups)
+            yield _Claim(values["state_dir"] / CONTROL_SOCKET, join("nodes", node, "state_dir"), node)
+    yield from _nbd_sockets(nodes, groups)
     for group, members in groups.items():
         for volume, values in members.get("volumes", {}).items():
             where = join("groups", group, "volumes", volume, "backing")

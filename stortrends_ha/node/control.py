@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from stortrends_ha.errors import ProtocolError, StartError
+from stortrends_ha.unix_path import address_of
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,8 @@ def _listening_socket(path: Path) -> socket.socket:
     try:
         os.fchmod(listener.fileno(), 0o600)  # the file gets this mode when it is made
         path.unlink(missing_ok=True)
-        listener.bind(str(path))
+        with address_of(path) as address:
+            listener.bind(address)
     except OSError as error:
         listener.close()
         raise StartError(f"The control socket {path} cannot be made: {error.strerror or error}.") from error

@@ -8,7 +8,7 @@ import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 PACKAGES = {
     "nbdsh": "python3-libnbd",
@@ -64,11 +64,11 @@ def qemu_io(uri: str, *commands: str) -> str:
     return said
 
 
-def start(tool: str, *arguments: str | Path) -> "subprocess.Popen[str]":
-    """Start a client in the background, with pipes."""
+def start(tool: str, *arguments: str | Path, stdout: IO[str] | int = subprocess.PIPE) -> "subprocess.Popen[str]":
+    """Start a client in the background; one that says much needs a file as its stdout, as nobody empties the pipe."""
     return subprocess.Popen(
         [require(tool), *map(str, arguments)],
-        env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=stdout, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from files import MIB, differences, make_sparse
 
 import stortrends_ha
+from stortrends_ha.unix_path import address_of
 
 GROUP = "rg-a"
 OWNER, SECONDARY = "node-a", "node-b"
@@ -71,7 +72,8 @@ def ask(control: Path) -> dict[str, Any]:
     """The status of the node behind a control socket."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(PATIENCE_S)
-        connection.connect(str(control))
+        with address_of(control) as address:
+            connection.connect(address)
         connection.sendall(b'{"command": "status"}\n')
         with connection.makefile() as file:
             answer = json.loads(file.readline())

@@ -226,11 +226,17 @@ def test_a_filesystem_is_made_filled_checked_and_reread(volumes: Cluster, tmp_pa
 
 
 def test_counters_of_status_follow_what_clients_do(volumes: Cluster) -> None:
-    before = volumes.owner.group()["volumes"]["vm-a"]["counters"]
-    qemu_io(volumes.uri(), "write -P 1 0 64k", "read -P 1 0 64k", "flush", "discard 0 64k")
-    after = volumes.owner.wait(
-        "counts the discard", lambda g: g["volumes"]["vm-a"]["counters"]["trims"] > before["trims"]
-    )["volumes"]["vm-a"]["counters"]
+    def after_discard(before: dict[str, int], *commands: str) -> dict[str, int]:
+        """The counters of the first report that has a discard, the last of these commands."""
+        qemu_io(volumes.uri(), *commands, "discard 0 64k")
+        report = volumes.owner.wait(
+            "counts the discard", lambda g: g["volumes"]["vm-a"]["counters"]["trims"] > before["trims"]
+        )
+        counters: dict[str, int] = report["volumes"]["vm-a"]["counters"]
+        return counters
+
+    before = after_discard(volumes.owner.group()["volumes"]["vm-a"]["counters"])
+    after = after_discard(before, "write -P 1 0 64k", "read -P 1 0 64k", "flush")
     assert after["written_bytes"] - before["written_bytes"] == 65536
     assert after["read_bytes"] - before["read_bytes"] >= 65536
     assert after["flushes"] > before["flushes"]

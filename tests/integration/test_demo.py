@@ -276,6 +276,13 @@ def test_killed_it_leaves_no_process(start: StartDemo, tmp_path: Path) -> None:
     demo.assert_nothing_left()
 
 
+def test_a_directory_may_have_a_path_that_is_too_long_for_unix_sockets(start: StartDemo, tmp_path: Path) -> None:
+    demo = start("--json", "--dir", str(tmp_path / ("x" * 120))).ready()
+    command = [*PROGRAM, "status", "--json", "--config", demo.said["config"]]
+    asked = subprocess.run(command, env=program_environment(), capture_output=True, text=True, check=True)
+    assert sorted(json.loads(asked.stdout)["nodes"]) == ["node-a", "node-b"]
+
+
 def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     ports = free_ports(PORTS)
     with socket.create_server(("127.0.0.1", ports[3])):

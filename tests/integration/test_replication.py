@@ -4,7 +4,9 @@ import os
 import re
 import signal
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from clients import load, qemu_io, run, start
@@ -154,7 +156,9 @@ class TestSecondary:
 
     def test_stopped_before_it_took_all_that_the_network_had(self, cluster: Cluster) -> None:
         """What the old connection still holds is not applied in the new session."""
-        process = start("nbdsh", "-c", f"uri = {[cluster.uri()]!r}", "-c", WRITE_AND_PRINT)
+        process = start(
+            "nbdsh", "-c", f"uri = {[cluster.uri()]!r}", "-c", WRITE_AND_PRINT, stdout=subprocess.DEVNULL
+        )
         try:
             wait_for_writes(cluster)
             pid = cluster.secondary.data_pid
@@ -183,14 +187,16 @@ class TestSecondary:
 
 
 @pytest.fixture
-def writer(cluster: Cluster) -> Iterator[Callable[[], int]]:
+def writer(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[[], int]]:
     """A client that writes numbered blocks. Called, it waits for its end: the last number that was acknowledged."""
-    process = start("nbdsh", "-c", f"uri = {[cluster.uri()]!r}", "-c", WRITE_AND_PRINT)
+    said = tmp_path / "numbers"
+    with said.open("w") as stdout:
+        process = start("nbdsh", "-c", f"uri = {[cluster.uri()]!r}", "-c", WRITE_AND_PRINT, stdout=stdout)
 
     def ended() -> int:
-        said, error = process.communicate(timeout=PATIENCE_S)
+        _, error = process.communicate(timeout=PATIENCE_S)
         assert "nbd" in error  # the connection was lost, and it does not reconnect
-        return int(said.split()[-1])
+        return int(said.read_text().split()[-1])
 
     yield ended
     process.kill()

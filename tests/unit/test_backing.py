@@ -421,12 +421,6 @@ def test_read_only_device_is_said(tmp_path: Path, opened: Opened) -> None:
         assert "read-only" in refused(opened, device)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to any file")
-def test_file_without_permission_is_said(file: Path, opened: Opened) -> None:
-    file.chmod(0o400)
-    assert "Permission denied" in refused(opened, file)
-
-
 # --- What fails later -------------------------------------------------------------------------
 
 
