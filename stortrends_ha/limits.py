@@ -61,7 +61,7 @@ LINK_BACKLOG_BYTES = 2 * MIB
 
 # Reads are ordered after writes in flight by regions of this size.
 ORDER_REGION_BYTES = 64 * KIB
-# Above this many remembered regions the table is made anew from what is still in flight.
+# Above this many remembered regions the table is emptied, and every read waits once.
 ORDER_REGIONS = 65536
 # A change over more regions than this orders every read after it, instead of being remembered by region.
 ORDER_REGIONS_PER_CHANGE = 64

@@ -18,8 +18,8 @@ from stortrends_ha.replication.secondary import Secondary
 from stortrends_ha.replication.session import CHANGES, Hello, common_protocol, incompatible, may_follow, refusal
 
 from .link_socket import LinkSocket, receive_frame, receive_preface
-from .nbd_server import set_up, tcp_listener
 from .replica import Replica
+from .sockets import set_up, tcp_listener
 from .watch import end_with
 
 log = logging.getLogger(__name__)

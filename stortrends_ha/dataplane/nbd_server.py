@@ -7,25 +7,23 @@ While the primary takes no requests, clients can connect and negotiate, and thei
 
 import asyncio
 import logging
-import os
 import select
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 
 from stortrends_ha.config import Address, Limits
-from stortrends_ha.errors import StartError
 from stortrends_ha.protocol.nbd_handshake import Handshake
 from stortrends_ha.replication.primary import Primary
 
 from .export import Export, ServerCounters
 from .nbd_connection import Connection
 from .sender import Sender
+from .sockets import set_up, tcp_listener, unix_listener
 
 log = logging.getLogger(__name__)
 
 _HANDSHAKE_READ_BYTES = 65536
-_BACKLOG_CONNECTIONS = 128
 _SWEEP_S = 1.0
 _ACCEPT_AGAIN_S = 0.2
 
@@ -114,7 +112,7 @@ class NbdServer:
         """Listen on TCP, and on a Unix socket if there is a path. Raises StartError."""
         self._add_listener(tcp_listener(address.host, address.port, "NBD"))
         if unix is not None:
-            self._add_listener(_unix_listener(unix))
+            self._add_listener(unix_listener(unix))
 
     def _add_listener(self, listener: socket.socket) -> None:
         self._listeners.append(listener)
@@ -186,58 +184,3 @@ class NbdServer:
         """Close all connections: clients reconnect after that, and would give up on an error."""
         for connection in list(self.connections):
             connection.close("the server stops")
-
-
-def set_up(sock: socket.socket) -> None:
-    """Non-blocking; on TCP, without Nagle's delay, and noticing hosts that vanished."""
-    sock.setblocking(False)
-    if sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 6)
-
-
-def tcp_listener(host: str, port: int, purpose: str) -> socket.socket:
-    """A non-blocking listening socket. Raises StartError."""
-    try:
-        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(family, kind)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind(where)
-            listener.listen(_BACKLOG_CONNECTIONS)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as e:
-        raise StartError(f"cannot listen on {Address(host, port)} for {purpose}: {e.strerror}") from None
-    listener.setblocking(False)
-    return listener
-
-
-def _unix_listener(path: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if path.is_socket() and not _answers(path):
-            path.unlink()  # left over by a process that was killed
-        path.parent.mkdir(parents=True, exist_ok=True)
-        before = os.umask(0o117)  # for the daemon's user and the directory's group, if the directory hands it down
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(before)
-        listener.listen(_BACKLOG_CONNECTIONS)
-    except OSError as e:
-        listener.close()
-        raise StartError(f"cannot listen on the Unix socket {path} for NBD: {e.strerror or e}") from None
-    listener.setblocking(False)
-    return listener
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        return probe.connect_ex(str(path)) == 0

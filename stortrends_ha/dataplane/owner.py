@@ -18,14 +18,16 @@ from stortrends_ha.errors import ProtocolError, StorageError
 from stortrends_ha.protocol import link as wire
 from stortrends_ha.protocol.link import PREFACE, Kind
 from stortrends_ha.protocol.nbd_handshake import Export as HandshakeExport
+from stortrends_ha.protocol.nbd_options import TransmissionFlag
 from stortrends_ha.protocol.nbd_transmission import Geometry
 from stortrends_ha.replication.primary import Primary
 from stortrends_ha.replication.session import Hello, Plan, common_protocol, incompatible, plan, refusal
 
 from .export import Export, ServerCounters
 from .link_socket import LinkSocket, receive_frame, receive_preface
-from .nbd_server import NbdServer, set_up
+from .nbd_server import NbdServer
 from .replica import Replica
+from .sockets import set_up
 from .watch import end_with
 
 log = logging.getLogger(__name__)
@@ -335,13 +337,12 @@ class Owner:
         }
 
 
-def export_flags(read_only: bool) -> int:
-    """The transmission flags of a volume: the same on both nodes and at any time, as clients may not compare them.
-
-    NBD document: has flags 1, read-only 2, flush 4, FUA 8, trim 32, write zeroes 64, multi-conn 256, cache 1024,
-    fast zero 2048.
-    """
-    return 1 | 4 | 8 | 256 | 1024 | (2 if read_only else 32 | 64 | 2048)
+def export_flags(read_only: bool) -> TransmissionFlag:
+    """The transmission flags of a volume: the same on both nodes and at any time, as clients may not compare them."""
+    has = TransmissionFlag
+    always = has.HAS_FLAGS | has.SEND_FLUSH | has.SEND_FUA | has.CAN_MULTI_CONN | has.SEND_CACHE
+    changes = has.SEND_TRIM | has.SEND_WRITE_ZEROES | has.SEND_FAST_ZERO
+    return always | (has.READ_ONLY if read_only else changes)
 
 
 def _words(error: Exception, peer: str, address: Address) -> str:

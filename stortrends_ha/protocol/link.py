@@ -3,7 +3,7 @@
 A connection begins, in both directions, with ``PREFACE`` and a HELLO frame; these two never change their
 form, so that any two versions can tell each other why they do not fit. Then the owner opens the session
 (OPEN, OPENED) and the stream runs: CHANGES, FLUSH, COMPARE and SYNCED from the owner, ACK, FLUSHED and
-RESULT from the secondary; PING and PONG both ways.
+RESULT from the secondary; PING from the owner, PONG from the secondary.
 
 Invariants:
 - Every frame carries the epoch of its session (rule 6): ``next_frame`` refuses any other.

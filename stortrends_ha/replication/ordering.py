@@ -5,7 +5,7 @@ a change in flight waits until everything in flight at that moment has been answ
 (``ORDER_REGION_BYTES``), so a false alarm is possible and a miss is not. On the hot path: one dictionary
 store per change, and nothing at all for reads while no change is in flight.
 
-Bound: ``ORDER_REGIONS`` entries; ``note`` makes the table anew when it is larger.
+Bound: ``ORDER_REGIONS`` entries; beyond, ``note`` empties the table and every read waits for what is in flight then.
 """
 
 from collections.abc import Iterable, Sequence

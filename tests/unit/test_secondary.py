@@ -11,6 +11,7 @@ from stortrends_ha.limits import CHANGES_FRAME_BYTES, COMPARE_BLOCK_BYTES
 from stortrends_ha.protocol import link as wire
 from stortrends_ha.protocol.link import Kind
 from stortrends_ha.protocol.nbd_transmission import OP_PUNCH, OP_WRITE, OP_ZERO
+from stortrends_ha.replication import secondary as secondary_module
 from stortrends_ha.replication.secondary import Secondary
 
 EPOCH = 7
@@ -276,3 +277,22 @@ def test_frames_that_an_owner_does_not_send_are_refused(session: Session, kind: 
 def test_acknowledgement_comes_after_a_ping_that_was_sent_later_is_no_error(session: Session) -> None:
     session.receive(wire.frame(Kind.PING, EPOCH, 1) + changes(10, write(0, b"x")) + wire.frame(Kind.PING, EPOCH, 2))
     assert sorted(kinds(session.link.frames())) == [Kind.ACK, Kind.PONG, Kind.PONG]
+
+
+# --- Not falling silent -----------------------------------------------------------------------
+
+
+def test_long_zeroing_is_done_over_several_calls_and_acknowledged_in_between(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(secondary_module, "ZERO_PIECE_BYTES", 1000)
+    zeroes = [request(TRIM, 1, 600 * at, 600) for at in range(5)]
+    session.receive(changes(10, *zeroes) + changes(15, write(0, b"end")))
+    acked = []
+    while True:
+        acked.append(session.answers()[-1])
+        if not session.secondary.behind:
+            break
+        session.receive(b"")
+    assert acked == [(Kind.ACK, 11), (Kind.ACK, 13), (Kind.ACK, 15)]
+    assert session.rest == b""

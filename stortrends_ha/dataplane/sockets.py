@@ -1,0 +1,66 @@
+"""Sockets of a data process: how they are made, for NBD and for the link."""
+
+import os
+import socket
+from pathlib import Path
+
+from stortrends_ha.config import Address
+from stortrends_ha.errors import StartError
+
+_WAITING_CONNECTIONS = 128  # that the kernel keeps until they are accepted
+
+
+def set_up(sock: socket.socket) -> None:
+    """Non-blocking; on TCP, without Nagle's delay, and noticing hosts that vanished."""
+    sock.setblocking(False)
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 6)
+
+
+def tcp_listener(host: str, port: int, purpose: str) -> socket.socket:
+    """A non-blocking listening socket. Raises StartError."""
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, kind)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(where)
+            listener.listen(_WAITING_CONNECTIONS)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as e:
+        raise StartError(f"cannot listen on {Address(host, port)} for {purpose}: {e.strerror}") from None
+    listener.setblocking(False)
+    return listener
+
+
+def unix_listener(path: Path) -> socket.socket:
+    """A non-blocking listening socket; one that nobody serves any more is replaced. Raises StartError."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket() and not _answers(path):
+            path.unlink()  # left over by a process that was killed
+        path.parent.mkdir(parents=True, exist_ok=True)
+        before = os.umask(0o117)  # for the daemon's user and the directory's group, if the directory hands it down
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
+        listener.listen(_WAITING_CONNECTIONS)
+    except OSError as e:
+        listener.close()
+        raise StartError(f"cannot listen on the Unix socket {path} for NBD: {e.strerror or e}") from None
+    listener.setblocking(False)
+    return listener
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(str(path)) == 0
