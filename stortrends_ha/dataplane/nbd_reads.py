@@ -108,30 +108,56 @@ class ClientReads:
             self.run()
 
     def run(self) -> None:
-        """Carry out waiting reads, as many as the client takes the replies of."""
-        waiting, sender, output = self.waiting, self._sender, _output
+        """Carry out waiting reads, as many as the client takes the replies of.
+
+        The loop is long because a call in it would cost as much as what it does: a read that hits the page cache is
+        a slice, a system call and a header. What is unusual goes elsewhere, and asks ``_may_read`` again.
+        """
+        waiting, output, structured = self.waiting, _output, self._structured
         primary, volume, read_into = self._primary, self._export.index, self._export.store.read_into
-        header = nbd.READ_CHUNK.size if self._structured else nbd.SIMPLE_REPLY.size
+        put_chunk, put_simple = nbd.READ_CHUNK.pack_into, nbd.SIMPLE_OK.pack_into
+        header = nbd.READ_CHUNK.size if structured else nbd.SIMPLE_OK.size
         changing = primary.issued != primary.acked or primary.failed
         at = count = 0
-        while waiting and self._may_read:
+        may_read = self._may_read
+        while waiting and may_read:
             cookie, offset, length = waiting.popleft()
-            if at + header + length > OUTPUT_BUFFER_BYTES and at:
-                self._count(count, at - count * header)
-                sender.send([output[:at]], at)
-                at = count = 0
-            stop = at + header + length
+            payload = at + header
+            stop = payload + length
             if stop > OUTPUT_BUFFER_BYTES:
-                self._begin_long(cookie, offset, length)
-            elif changing and primary.in_flight(volume, offset, length):
+                self._flush(at, count, header)
+                at = count = 0
+                payload, stop = header, header + length
+                may_read = self._may_read
+                if stop > OUTPUT_BUFFER_BYTES:
+                    self._begin_long(cookie, offset, length)
+                    break
+            if changing and primary.in_flight(volume, offset, length):
                 self._read_aside((cookie, offset, length))
-            elif self._read_cached(read_into, output[at + header : stop], cookie, offset):
-                self._put_header(at, cookie, offset, length)
-                at = stop
-                count += 1
-        if at:
+                may_read = self._may_read
+                continue
+            try:
+                cached = read_into(output[payload:stop], offset)
+            except StorageError as e:
+                self._refuse(cookie, e)
+                continue
+            if not cached:
+                self._read_from_disk((cookie, offset, length))
+                may_read = self._may_read
+                continue
+            if structured:
+                put_chunk(output, at, nbd.READ_CHUNK_HEAD, cookie, length + 8, offset)
+            else:
+                put_simple(output, at, nbd.SIMPLE_OK_HEAD, cookie)
+            at = stop
+            count += 1
+        self._flush(at, count, header)
+
+    def _flush(self, at: int, count: int, header: int) -> None:
+        """Send the ``count`` replies in the first ``at`` bytes of the output buffer."""
+        if count:
             self._count(count, at - count * header)
-            sender.send([output[:at]], at)
+            self._sender.send([_output[:at]], at)
 
     @property
     def _may_read(self) -> bool:
@@ -141,28 +167,9 @@ class ClientReads:
             and self._disk_bytes < DISK_READ_BYTES
         )
 
-    def _read_cached(
-        self, read_into: Callable[[memoryview, int], bool], view: memoryview, cookie: bytes, offset: int
-    ) -> bool:
-        """Read from the page cache; if that does not do, see to it that the read is answered otherwise."""
-        try:
-            if read_into(view, offset):
-                return True
-        except StorageError as e:
-            self._refuse(cookie, e)
-            return False
-        self._read_from_disk((cookie, offset, len(view)))
-        return False
-
-    def _put_header(self, at: int, cookie: bytes, offset: int, length: int) -> None:
-        if self._structured:
-            nbd.READ_CHUNK.pack_into(_output, at, *nbd.READ_CHUNK_START, cookie, length + 8, offset)
-        else:
-            nbd.SIMPLE_REPLY.pack_into(_output, at, nbd.SIMPLE_REPLY_MAGIC, 0, cookie)
-
     def _header(self, cookie: bytes, offset: int, length: int) -> bytes:
         if self._structured:
-            return nbd.READ_CHUNK.pack(*nbd.READ_CHUNK_START, cookie, length + 8, offset)
+            return nbd.READ_CHUNK.pack(nbd.READ_CHUNK_HEAD, cookie, length + 8, offset)
         return nbd.ok_reply(cookie)
 
     def _count(self, reads: int, length: int) -> None:
@@ -177,8 +184,15 @@ class ClientReads:
         """Read into memory of its own, as the reply may have to wait."""
         cookie, offset, length = read
         data = bytearray(length)
-        if self._read_cached(self._export.store.read_into, memoryview(data), cookie, offset):
+        try:
+            cached = self._export.store.read_into(memoryview(data), offset)
+        except StorageError as e:
+            self._refuse(cookie, e)
+            return
+        if cached:
             self._when_answered(offset, length, lambda: self._answer(read, data))
+        else:
+            self._read_from_disk(read)
 
     def _answer(self, read: Read, data: bytearray) -> None:
         self._count(1, len(data))

@@ -50,8 +50,11 @@ CHUNK_NONE, CHUNK_OFFSET_DATA, CHUNK_BLOCK_STATUS, CHUNK_ERROR = 0, 1, 5, 32769
 REQUEST = Struct(">Q8sQI")
 SIMPLE_REPLY = Struct(">II8s")
 CHUNK = Struct(">IHH8sI")
-READ_CHUNK = Struct(">IHH8sIQ")  # a chunk's header and the offset of its data
-READ_CHUNK_START = (STRUCTURED_REPLY_MAGIC, REPLY_FLAG_DONE, CHUNK_OFFSET_DATA)
+# As the first eight bytes are always the same: a successful simple reply; a chunk's header and the offset of its data.
+SIMPLE_OK = Struct(">Q8s")
+SIMPLE_OK_HEAD = SIMPLE_REPLY_MAGIC << 32
+READ_CHUNK = Struct(">Q8sIQ")
+READ_CHUNK_HEAD = STRUCTURED_REPLY_MAGIC << 32 | REPLY_FLAG_DONE << 16 | CHUNK_OFFSET_DATA
 
 # What a change does to a replica. PUNCH deallocates, ZERO keeps the range allocated; both read as zeroes.
 OP_WRITE, OP_PUNCH, OP_ZERO = range(3)
@@ -67,7 +70,7 @@ def request_head(kind: int, flags: int = 0) -> int:
 
 PLAIN_READ = request_head(CMD_READ)
 PLAIN_WRITE = request_head(CMD_WRITE)
-OK_PREFIX = Struct(">II").pack(SIMPLE_REPLY_MAGIC, 0)
+OK_PREFIX = SIMPLE_OK_HEAD.to_bytes(8)
 
 # The flags each command may carry. FUA is accepted on all (point 51).
 _FLAGS = {
@@ -218,7 +221,10 @@ class Decoder:
                 break
             head, cookie, offset, length = unpack(view, at)
             usual = 0 < length <= longest and offset + length <= size and not (offset | length) & mask
-            if head == PLAIN_WRITE and usual and not read_only:
+            if head == PLAIN_READ and usual:
+                reads.append((cookie, offset, length))
+                at += header
+            elif head == PLAIN_WRITE and usual and not read_only:
                 payload = at + header
                 if payload + length > end:
                     break
@@ -229,9 +235,6 @@ class Decoder:
                         frames.append(view[run:run_end])
                     run = at
                 at = run_end = payload + length
-            elif head == PLAIN_READ and usual:
-                reads.append((cookie, offset, length))
-                at += header
             else:
                 if run_end > run:
                     frames.append(view[run:run_end])
