@@ -6,6 +6,7 @@ this node has flushed. One session at a time: a new one ends the old one first, 
 """
 
 import asyncio
+import contextlib
 import logging
 import socket
 from typing import Any
@@ -24,6 +25,7 @@ from .watch import end_with
 
 log = logging.getLogger(__name__)
 
+_BAD_INPUT_REPORT_S = 10.0
 _OPENING_AT_MOST = 8  # connections that have not opened a session yet
 
 
@@ -41,6 +43,7 @@ class Follower:
         self._protocol: int | None = None
         self._peer_version: str | None = None
         self._bad_input = self._sessions = self._disk_errors = self._refusals = 0
+        self._next_report_s = 0.0
         self._opening: set[asyncio.Task[None]] = set()
         self._looking: asyncio.Task[None] | None = None
         node = replica.cluster.nodes[replica.node]
@@ -82,7 +85,7 @@ class Follower:
                 await self._negotiate(sock)
         except ProtocolError as e:
             self._bad_input += 1
-            log.warning("group %s: a connection of the link was closed: %s", self._replica.group.name, e)
+            self._report_bad_input(sock, e)
             sock.close()
         except (OSError, TimeoutError):
             sock.close()
@@ -92,6 +95,18 @@ class Follower:
         except asyncio.CancelledError:
             sock.close()
             raise
+
+    def _report_bad_input(self, sock: socket.socket, error: ProtocolError) -> None:
+        """Log it, but not each connection of somebody who makes many."""
+        if self._loop.time() < self._next_report_s:
+            return
+        self._next_report_s = self._loop.time() + _BAD_INPUT_REPORT_S
+        group, count = self._replica.group.name, self._bad_input
+        with contextlib.suppress(OSError):
+            host = sock.getpeername()[0]
+            log.warning(
+                "group %s: a link connection from %s was closed (bad input, %d so far): %s", group, host, count, error
+            )
 
     async def _negotiate(self, sock: socket.socket) -> None:
         await receive_preface(sock)

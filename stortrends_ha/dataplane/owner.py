@@ -268,7 +268,7 @@ class Owner:
         """The status message, without its type."""
         primary, peer = self._primary, self._replica.peer
         state, why = self._state()
-        resync = primary.resync
+        resync = primary.resync if primary.connected else None
         return {
             **self._replica.status(),
             "role": "primary",

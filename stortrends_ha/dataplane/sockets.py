@@ -36,7 +36,8 @@ def tcp_listener(host: str, port: int, purpose: str) -> socket.socket:
             listener.close()
             raise
     except OSError as e:
-        raise StartError(f"cannot listen on {Address(host, port)} for {purpose}: {e.strerror}") from None
+        what_to_do = "stop what uses it, or change it in the configuration"
+        raise StartError(f"cannot listen on {Address(host, port)} for {purpose}: {e.strerror}; {what_to_do}") from None
     listener.setblocking(False)
     return listener
 

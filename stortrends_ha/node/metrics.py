@@ -6,6 +6,8 @@ no values except those that the supervisor itself knows. `docs/metrics.md` descr
 """
 
 import contextlib
+import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,6 +21,8 @@ from stortrends_ha.config import Address
 from stortrends_ha.errors import StartError
 from stortrends_ha.node.children import View
 from stortrends_ha.node.messages import STATES, Status, VolumeStatus
+
+log = logging.getLogger(__name__)
 
 PREFIX = "stortrends_ha_"
 Kind = Literal["gauge", "counter"]
@@ -161,6 +165,11 @@ def _family(definition: Definition, views: Sequence[View]) -> Metric:
     return family
 
 
+def _client_has_gone(_request: object, client_address: object) -> None:
+    """Called within the exception that ended a connection, of which the server would print a traceback."""
+    log.debug("A connection to the metrics from %s has ended: %r", client_address, sys.exc_info()[1])
+
+
 @contextlib.contextmanager
 def serve(address: Address, collector: Collector) -> Iterator[None]:
     """Serve the metrics over HTTP at `address`."""
@@ -169,7 +178,9 @@ def serve(address: Address, collector: Collector) -> Iterator[None]:
     try:
         server, thread = prometheus_client.start_http_server(address.port, address.host, registry)
     except OSError as error:
-        raise StartError(f"The metrics cannot be served at {address}: {error.strerror}.") from error
+        what_to_do = "stop what uses it, or change it in the configuration"
+        raise StartError(f"The metrics cannot be served at {address}: {error.strerror}; {what_to_do}.") from error
+    server.handle_error = _client_has_gone  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:

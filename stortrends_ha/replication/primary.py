@@ -117,6 +117,7 @@ class Primary:
         self.acked = 0
         self.bytes_in_flight = 0
         self.resync: Resync | None = None
+        self._copying = 0  # changes in the window that are a resync's
         self.failed = False
         self.pong = 0  # the number of the newest ping that was answered
 
@@ -178,12 +179,14 @@ class Primary:
     @property
     def full(self) -> bool:
         """Whether a bound of the window is reached."""
-        return self.unanswered >= self._window_changes or self.bytes_in_flight >= self._window_bytes
+        under_way = self.issued - self.acked + len(self._flushes) + len(self._waiting)
+        return under_way >= self._window_changes or self.bytes_in_flight >= self._window_bytes
 
     @property
     def unanswered(self) -> int:
-        """Changes, flushes, and reads that wait for them."""
-        return self.issued - self.acked + len(self._flushes) + len(self._waiting)
+        """Changes and flushes of clients, and reads that wait for them; not what a resync has under way."""
+        flushes = sum(not isinstance(flush.client, _ResyncEnd) for flush in self._flushes.values())
+        return self.issued - self.acked - self._copying + flushes + len(self._waiting)
 
     @property
     def idle(self) -> bool:
@@ -375,7 +378,9 @@ class Primary:
                 self.bytes_in_flight -= entry.nbytes
             else:
                 done = self._split(entry, seq)
-            if entry.client is not None:
+            if entry.client is None:
+                self._copying -= 1
+            else:
                 answers.setdefault(entry.client, []).extend(done)
         for client, replies in answers.items():
             client.answer(b"".join(replies))
@@ -417,6 +422,7 @@ class Primary:
         """Put a change that only the secondary needs on the stream, now."""
         assert self._link is not None
         entry = Entry(self.issued + 1, None, volume, [(op, offset, length, 0)], [])
+        self._copying += 1
         self.issued = entry.last
         self.bytes_in_flight += entry.nbytes
         self._window.append(entry)

@@ -178,7 +178,7 @@ def test_what_the_node_itself_cannot_listen_on_is_named(layout: Layout, taken: s
     with contextlib.ExitStack() as stack:
         if taken == "metrics":
             stack.enter_context(socket.create_server((host, int(port))))
-            expected = f"The metrics cannot be served at {host}:{port}: Address already in use."
+            expected = f"The metrics cannot be served at {host}:{port}: Address already in use; "
         else:
             layout.control("node-a").mkdir()
             expected = f"The control socket {layout.control('node-a')} cannot be made: Is a directory."

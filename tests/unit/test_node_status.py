@@ -2,6 +2,7 @@
 
 import re
 import socket
+import struct
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
@@ -177,3 +178,17 @@ def test_a_metrics_address_in_use_is_an_error_that_names_it() -> None:
         expected = rf"metrics cannot be served at 127\.0\.0\.1:{port}: Address already in use"
         with pytest.raises(StartError, match=expected), metrics.serve(Address("127.0.0.1", port), collector):
             pass
+
+
+def test_client_of_the_metrics_that_is_reset_leaves_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+    collector = metrics.NodeCollector("test", "node-a", lambda: [view()])
+    with metrics.serve(Address("127.0.0.1", port), collector):
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.sendall(b"G")
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            assert answer.status == 200
+    assert "Traceback" not in capfd.readouterr().err

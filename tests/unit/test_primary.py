@@ -761,3 +761,11 @@ def test_pair_keeps_the_rules_whatever_happens_to_the_link(
         for step in script:
             carry_out(pair, step)
         pair.finish()
+
+
+def test_what_a_resync_has_under_way_does_not_count_as_held_for_clients(owner: Owner) -> None:
+    owner.primary.close_session()
+    owner.primary.open_session(owner.link, full=True)
+    assert owner.primary.issued > owner.primary.acked  # the trims of holes
+    assert owner.primary.unanswered == 0
+    assert not owner.primary.idle
