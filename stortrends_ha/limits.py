@@ -72,6 +72,31 @@ COMPARE_BLOCK_BYTES = 512 * KIB
 # Comparisons under way at one time.
 COMPARE_BLOCKS_IN_FLIGHT = 16
 
+# --- Heartbeats -------------------------------------------------------------------------------
+
+# One UDP datagram, with room below the 65507 bytes that UDP over IPv4 carries.
+HEARTBEAT_DATAGRAM_BYTES = 60_000
+# Every beat tells of every group.
+HEARTBEAT_GROUPS = 64
+# What one group, and all that is not groups, can take of a beat: the names, numbers and texts below at their longest.
+HEARTBEAT_GROUP_BYTES = 900
+HEARTBEAT_FRAME_BYTES = 2_000
+# Names are at most as long as the configuration allows.
+HEARTBEAT_NAME_CHARACTERS = 64
+HEARTBEAT_WORD_BYTES = 32
+# Why a node cannot own a group, for people; cut to this.
+HEARTBEAT_REASON_BYTES = 200
+# Lives of the peer that it has not proven: a node that has just started, or replays of as many former lives.
+HEARTBEAT_GREETS = 16
+# Former lives of the peer whose replays are not even greeted.
+HEARTBEAT_RETIRED = 1024
+# Own beats whose send time is remembered: 20 s of them at the shortest distance.
+HEARTBEAT_SENT = 4096
+# Between two beats, however often something changes.
+HEARTBEAT_GAP_S = 0.005
+# Datagrams received on one path in one turn of the event loop: 64 of the longest take about 4 ms.
+HEARTBEATS_PER_WAKE_UP = 64
+
 REQUEST_HEADER_BYTES = 28
 
 assert WRITE_WHOLE_BYTES + REQUEST_HEADER_BYTES <= INPUT_BUFFER_BYTES // 2
@@ -80,3 +105,4 @@ assert WRITE_WHOLE_BYTES % WRITE_PIECE_BYTES == 0
 assert CHANGES_FRAME_BYTES + LINK_FRAME_BYTES <= LINK_BUFFER_BYTES
 assert COMPARE_BLOCK_BYTES <= INPUT_BUFFER_BYTES
 assert ABUSIVE_PAYLOAD_BYTES >= INPUT_BUFFER_BYTES
+assert HEARTBEAT_GROUPS * HEARTBEAT_GROUP_BYTES + HEARTBEAT_FRAME_BYTES <= HEARTBEAT_DATAGRAM_BYTES

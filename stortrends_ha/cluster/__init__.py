@@ -1,0 +1,1 @@
+"""Who may serve a group, and when: pure decisions, events in, effects out."""
