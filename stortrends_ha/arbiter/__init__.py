@@ -1,0 +1,1 @@
+"""Arbiters: where the records live, and who grants a change of one."""
