@@ -77,7 +77,7 @@ def profile(batch: int) -> list[float]:
     requests = [nbd.REQUEST.pack(nbd.PLAIN_WRITE, bytes(8), at * 65536, BLOCK_BYTES) for at in range(batch)]
     view = memoryview(bytearray(b"".join(request + bytes(BLOCK_BYTES) for request in requests)))
     decoder, client, link, back = Decoder(Geometry(VOLUME_BYTES)), NoClient(), NoNetwork(), NoNetwork()
-    primary = Primary([NoDisk()], 1, window_changes=65536, window_bytes=1 << 26, failed=_never, synced=_never)
+    primary = Primary([NoDisk()], 1, alone=False, window_changes=65536, window_bytes=1 << 26, failed=_never)
     primary.open_session(link, full=False)
     secondary = Secondary([NoDisk()], 1, back, 1, lambda: None)
     spent_s = [0.0] * 4

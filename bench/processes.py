@@ -15,7 +15,13 @@ from typing import NamedTuple
 
 from bench.errors import BenchError
 
-PACKAGES = {"fio": "fio", "nbdkit": "nbdkit", "qemu-storage-daemon": "qemu-system-common"}
+PACKAGES = {
+    "fio": "fio",
+    "ip": "iproute2",
+    "nbdkit": "nbdkit",
+    "nft": "nftables",
+    "qemu-storage-daemon": "qemu-system-common",
+}
 STOP_S = 20.0
 POLL_S = 0.05
 LOG_TAIL_CHARACTERS = 800

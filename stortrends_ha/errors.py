@@ -38,5 +38,25 @@ class PeerFailedError(StorTrendsError):
     """The peer says that its replica has failed; the text is what it says."""
 
 
+class SessionRefusedError(StorTrendsError):
+    """The two nodes opened no session of the link; ``passing``: they will in a moment, without anybody's help."""
+
+    def __init__(self, reason: str, passing: bool = False) -> None:
+        super().__init__(reason)
+        self.passing = passing
+
+
+class PeerUnfitError(SessionRefusedError):
+    """The secondary needs a full sync, though the record has it in sync: the owner must go alone first."""
+
+
+class OrderError(StorTrendsError):
+    """A data process cannot do what its supervisor ordered; the text says why, and its role is as before."""
+
+
+class ReleaseError(OrderError):
+    """An owner cannot stop for a handover now: it takes requests again when it is told to lead."""
+
+
 class StartError(StorTrendsError):
     """A process cannot start, for example because its address is in use."""

@@ -36,6 +36,15 @@ class ServerCounters:
     disk_errors: int = 0
 
 
+@dataclass(slots=True)
+class LinkCounters:
+    """Totals of a group's link, in whatever role."""
+
+    sessions: int = 0
+    bad_input: int = 0
+    refusals: int = 0  # connections that were too many
+
+
 @dataclass(slots=True, eq=False)
 class Export:
     """One volume as clients see it, and what its connections share."""

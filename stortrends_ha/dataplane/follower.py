@@ -1,25 +1,29 @@
-"""The data process of a group on the node that does not own it: listens for the owner and applies its stream.
+"""The data process of a group while this node is its secondary: listens for the owner and applies its stream.
 
-Order that matters: lineage, record, ``open`` and ``needs_sync`` are durable before OPENED is sent, so before
-anything of the session is applied; ``needs_sync`` is taken back when the owner says SYNCED, which it does after
-this node has flushed. One session at a time: a new one ends the old one first, so nothing of two can mix.
+Order that matters: what a session needs is durable before OPENED is sent (``replication.opening``), so before anything
+of it is applied. One session at a time: a new one ends the old one first, so nothing of two can mix.
+Rule 4: after ``stop`` nothing more is applied or acknowledged, by whatever connection. What was applied stays: if this
+node takes over, what the owner never had answered may be there, as a client that got no answer must expect.
 """
 
 import asyncio
 import contextlib
 import logging
 import socket
-from typing import Any
+from collections.abc import Callable
 
 from stortrends_ha.config import Address
-from stortrends_ha.errors import ProtocolError, StorageError
+from stortrends_ha.errors import ProtocolError, SessionRefusedError, StartError, StorageError
 from stortrends_ha.protocol import link as wire
-from stortrends_ha.protocol.link import PREFACE, Kind
+from stortrends_ha.protocol.link import Endpoint, Kind
+from stortrends_ha.record import Record
+from stortrends_ha.replication import opening
 from stortrends_ha.replication.secondary import Secondary
-from stortrends_ha.replication.session import CHANGES, Hello, common_protocol, incompatible, may_follow, refusal
+from stortrends_ha.replication.session import Hello
 
-from .link_socket import LinkSocket, receive_frame, receive_preface
+from .link_socket import LinkSocket, carry_out
 from .replica import Replica
+from .report import Status, base, link_status
 from .sockets import set_up, tcp_listener
 from .watch import end_with
 
@@ -27,40 +31,74 @@ log = logging.getLogger(__name__)
 
 _BAD_INPUT_REPORT_S = 10.0
 _OPENING_AT_MOST = 8  # connections that have not opened a session yet
+_LISTEN_AGAIN_S = 0.05
 
 
 class Follower:
-    """The secondary's side of one group."""
+    """The secondary's side of one group, by one record after the other. Implements ``replication.opening.Joiner``."""
 
-    def __init__(self, replica: Replica) -> None:
+    def __init__(self, replica: Replica, record: Record, changed: Callable[[], None]) -> None:
         self._replica = replica
+        self.record = record
+        self._changed = changed
         self._limits = replica.cluster.limits
         self._loop = asyncio.get_running_loop()
         replica.on_failure = self._failed
         self._link: LinkSocket | None = None
+        self._opened: opening.Joined | None = None
         self._why = ""
         self._refused = False
-        self._protocol: int | None = None
-        self._peer_version: str | None = None
-        self._bad_input = self._sessions = self._disk_errors = self._refusals = 0
         self._next_report_s = 0.0
         self._opening: set[asyncio.Task[None]] = set()
-        self._looking: asyncio.Task[None] | None = None
         node = replica.cluster.nodes[replica.node]
         self._address = Address(node.address, replica.group.link_ports[replica.node])
         self._listener: socket.socket | None = None
+        self._listen_again: asyncio.TimerHandle | None = None
+        self._cannot_listen = ""
+        self._ending = False  # this node ends the session on purpose
 
-    async def start(self) -> None:
-        """Listen for the owner. Raises StartError."""
-        self._looking = end_with(asyncio.create_task(self._look_if_blank()))
-        self._listener = tcp_listener(self._address.host, self._address.port, "the link")
-        self._loop.add_reader(self._listener.fileno(), self._accept)
+    # --- Commands -----------------------------------------------------------------------------
 
-    async def _look_if_blank(self) -> None:
+    def start(self) -> None:
+        """Listen for the owner: now, or as soon as that is possible."""
+        self._listen_again = None
         try:
-            await self._replica.look_if_blank()
-        except StorageError as e:
-            self._replica.fail(e)
+            self._listener = tcp_listener(self._address.host, self._address.port, "the link")
+        except StartError as e:
+            if not self._cannot_listen:
+                log.warning("group %s: %s; trying again", self._replica.group.name, e)
+            self._cannot_listen = str(e)
+            self._listen_again = self._loop.call_later(_LISTEN_AGAIN_S, self.start)
+        else:
+            self._cannot_listen = ""
+            self._loop.add_reader(self._listener.fileno(), self._accept)
+        self._changed()
+
+    def follow(self, record: Record) -> None:
+        """Rule 6: from now on sessions are for exactly this record."""
+        if record != self.record:
+            self._end_sessions(f"the record has changed: {record}")
+            self.record, self._why, self._refused = record, "", False
+
+    def stop(self) -> None:
+        """Rule 4: stop listening, end the session; nothing more is applied or acknowledged."""
+        if self._listen_again is not None:
+            self._listen_again.cancel()
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener.fileno())
+            self._listener.close()
+            self._listener = None
+        self._end_sessions("this node follows no more")
+
+    def _end_sessions(self, why: str) -> None:
+        for task in list(self._opening):
+            task.cancel()
+        if self._link is not None:
+            self._ending = True
+            self._link.close(why)
+            self._ending = False
+
+    # --- Opening ------------------------------------------------------------------------------
 
     def _accept(self) -> None:
         assert self._listener is not None
@@ -70,7 +108,7 @@ class Follower:
             log.warning("cannot accept a connection of the link: %s", e.strerror)
             return
         if len(self._opening) >= _OPENING_AT_MOST:
-            self._refusals += 1
+            self._replica.link_counters.refusals += 1
             sock.close()
             return
         set_up(sock)
@@ -82,82 +120,74 @@ class Follower:
         """Compare notes with whoever connected, and open the session that it asks for."""
         try:
             async with asyncio.timeout(self._limits.link_timeout_s):
-                await self._negotiate(sock)
+                joined = await carry_out(sock, opening.as_secondary(self))
+            self._open_session(sock, joined)
+            return
+        except SessionRefusedError as e:
+            self._refused_because(str(e), e.passing)
         except ProtocolError as e:
-            self._bad_input += 1
+            self._replica.link_counters.bad_input += 1
             self._report_bad_input(sock, e)
-            sock.close()
         except (OSError, TimeoutError):
-            sock.close()
+            pass
         except StorageError as e:
-            sock.close()
             self._replica.fail(e)
         except asyncio.CancelledError:
             sock.close()
             raise
+        sock.close()
+
+    def hello(self) -> Hello:
+        """See ``Joiner``."""
+        return self._replica.hello(self.record)
+
+    def obstacle(self) -> str:
+        """See ``Joiner``."""
+        return self._replica.failure or self._replica.looking
+
+    def begin(self, lineage: str, full: bool) -> None:
+        """See ``Joiner``."""
+        if self._link is not None:
+            self._link.close("the owner has connected anew")
+        self._replica.begin_to_follow(lineage, full)
+
+    def _open_session(self, sock: socket.socket, joined: opening.Joined) -> None:
+        """In the same turn as ``begin``."""
+        link = LinkSocket(sock, lambda: None, self._lost, self._limits.link_timeout_s)
+        epoch = self.record.epoch
+        session = Secondary(self._replica.stores, epoch, link, joined.first, self._synced, self._clients)
+        self._link, self._opened = link, joined
+        self._replica.link_counters.sessions += 1
+        self._why, self._refused = "", False
+        link.run(lambda view, end: self._receive(session, view, end), lambda: session.behind)
+        link.send([joined.opened], len(joined.opened))
+        group, full = self._replica.group.name, ", to sync" * joined.full
+        log.info("group %s: session with the owner %s at epoch %d%s", group, joined.theirs.node, epoch, full)
+        self._changed()
 
     def _report_bad_input(self, sock: socket.socket, error: ProtocolError) -> None:
         """Log it, but not each connection of somebody who makes many."""
         if self._loop.time() < self._next_report_s:
             return
         self._next_report_s = self._loop.time() + _BAD_INPUT_REPORT_S
-        group, count = self._replica.group.name, self._bad_input
+        group, count = self._replica.group.name, self._replica.link_counters.bad_input
         with contextlib.suppress(OSError):
             host = sock.getpeername()[0]
             log.warning(
                 "group %s: a link connection from %s was closed (bad input, %d so far): %s", group, host, count, error
             )
 
-    async def _negotiate(self, sock: socket.socket) -> None:
-        await receive_preface(sock)
-        frame = await receive_frame(sock)
-        if frame.kind != Kind.HELLO:
-            raise ProtocolError("it did not begin with HELLO")
-        value, mine = wire.decode_object(frame.payload), self._replica.hello()
-        if reason := incompatible(mine, value):
-            await self._refuse(sock, reason)
+    def _refused_because(self, reason: str, passing: bool) -> None:
+        """A session was refused, by this node or by the owner."""
+        if passing:
             return
-        theirs = Hello.decode(value)
-        reason = self._replica.failure or refusal(mine, theirs, theirs) or self._replica.looking
-        if reason:
-            await self._refuse(sock, reason)
-            return
-        self._protocol, self._peer_version = common_protocol(mine.protocols, theirs.protocols), theirs.software
-        epoch = theirs.record.epoch
-        await self._loop.sock_sendall(sock, PREFACE + wire.encode_object(Kind.HELLO, epoch, mine.encode()))
-        frame = await receive_frame(sock, epoch)
-        if frame.kind == Kind.REFUSE:
-            self._refused_because(str(wire.decode_object(frame.payload).get("reason")))
-            sock.close()
-            return
-        if frame.kind != Kind.OPEN:
-            raise ProtocolError("OPEN did not follow HELLO")
-        await self._open_session(sock, theirs, wire.decode_object(frame.payload))
+        if reason != self._why:
+            log.warning("group %s: a session was refused: %s", self._replica.group.name, reason)
+        if self._link is None:
+            self._why, self._refused = reason, True
+            self._changed()
 
-    async def _open_session(self, sock: socket.socket, theirs: Hello, message: dict[str, Any]) -> None:
-        first, full, lineage = message.get("first"), message.get("full"), message.get("lineage")
-        if type(first) is not int or not 1 <= first < CHANGES or type(full) is not bool or not isinstance(lineage, str):
-            raise ProtocolError("an OPEN that does not say what it should")
-        # What was true at HELLO may have changed since; from here to the update nothing is awaited.
-        mine = self._replica.hello()
-        if self._replica.failure or refusal(mine, theirs, theirs):
-            raise ProtocolError("an OPEN that has been overtaken by another session, or by a failure of this replica")
-        if lineage != theirs.lineage or not may_follow(mine, lineage, full):
-            raise ProtocolError("a session of another lineage, or without the sync that this replica needs")
-        if self._link is not None:
-            self._link.close("the owner has connected anew")
-        state_file = self._replica.state_file
-        state_file.update(record=theirs.record, lineage=lineage, open=True, needs_sync=full)
-        link = LinkSocket(sock, lambda: None, self._lost, self._limits.link_timeout_s)
-        session = Secondary(self._replica.stores, theirs.record.epoch, link, first, self._synced)
-        self._link = link
-        self._sessions += 1
-        self._why, self._refused = "", False
-        link.run(lambda view, end: self._receive(session, view, end), lambda: session.behind)
-        opened = wire.frame(Kind.OPENED, theirs.record.epoch)
-        link.send([opened], len(opened))
-        group, epoch = self._replica.group.name, theirs.record.epoch
-        log.info("group %s: session with the owner %s at epoch %d%s", group, theirs.node, epoch, ", to sync" * full)
+    # --- The session --------------------------------------------------------------------------
 
     def _receive(self, session: Secondary, view: memoryview, end: int) -> int:
         if self._replica.failure:
@@ -165,98 +195,67 @@ class Follower:
         try:
             return session.receive(view, end)
         except StorageError as e:
-            self._disk_errors += 1
+            self._replica.server_counters.disk_errors += 1
             self._replica.fail(e)
             return end
 
-    async def _refuse(self, sock: socket.socket, reason: str) -> None:
-        self._refused_because(reason)
-        message = wire.encode_object(Kind.REFUSE, self._replica.record.epoch, {"reason": reason})
-        await self._loop.sock_sendall(sock, PREFACE + message)
-        sock.close()
-
-    def _refused_because(self, reason: str) -> None:
-        """A session was refused, by this node or by the owner."""
-        if reason != self._why:
-            log.warning("group %s: a session was refused: %s", self._replica.group.name, reason)
-        if self._link is None:
-            self._why, self._refused = reason, True
-
     def _synced(self) -> None:
-        self._replica.state_file.update(needs_sync=False, lost_cache=False)
-        log.info("group %s: in sync with the owner", self._replica.group.name)
+        self._replica.synced()
+        log.info("group %s: this replica has everything that the owner has", self._replica.group.name)
+        self._changed()
+
+    def _clients(self, endpoints: list[Endpoint]) -> None:
+        self._replica.endpoints = endpoints[: self._limits.connections]
 
     def _lost(self, why: str) -> None:
         if self._link is not None:
-            self._bad_input += self._link.bad_input
+            self._replica.link_counters.bad_input += self._link.bad_input
         self._link = None
         self._why = why
-        log.warning("group %s: the session with the owner has ended: %s", self._replica.group.name, why)
+        level = logging.INFO if self._ending else logging.WARNING
+        log.log(level, "group %s: the session with the owner has ended: %s", self._replica.group.name, why)
+        self._changed()
 
     def _failed(self) -> None:
         """Tell the owner why, then end the session: nothing more is applied or acknowledged."""
         link = self._link
         if link is not None:
-            message = wire.encode_object(Kind.FAILED, self._replica.record.epoch, {"reason": self._replica.failure})
+            message = wire.encode_object(Kind.FAILED, self.record.epoch, {"reason": self._replica.failure})
             link.send([message], len(message))
             link.close("this node's disk failed")
+        self._changed()
 
-    async def stop(self) -> None:
-        """Orderly: end the session, flush, mark the replica clean."""
-        if self._listener is not None:
-            self._loop.remove_reader(self._listener.fileno())
-            self._listener.close()
-        for task in list(self._opening):
-            task.cancel()
-        if self._looking is not None:
-            self._looking.cancel()
-        if self._link is not None:
-            self._link.close("this node stops")
-        self._replica.close(clean=not self._replica.failure)
+    # --- Status -------------------------------------------------------------------------------
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         """The status message, without its type."""
         state, why = self._state()
-        mine = self._replica.state_file.state
         connected = self._link is not None
+        words = "connected" if connected else "refused" if self._refused else "listening"
+        link = link_status(self._replica, words, str(self._address), self._why)
+        if self._opened is not None:
+            link["protocol"], link["peer_version"] = self._opened.protocol, self._opened.theirs.software
         return {
-            **self._replica.status(),
+            **base(self._replica, self.record),
             "role": "secondary",
-            "in_sync": [self._replica.record.owner]
-            + [self._replica.node] * (not mine.needs_sync and not mine.lost_cache),
+            "session": connected,
             "state": state,
             "why": why,
-            "link": {
-                "state": "connected" if connected else "refused" if self._refused else "listening",
-                "peer": self._replica.peer.name,
-                "address": str(self._address),
-                "why": self._why,
-                "round_trip_ms": None,
-                "protocol": self._protocol,
-                "peer_version": self._peer_version,
-            },
-            "resync": None,
-            "window": {"changes": 0, "bytes": 0, "oldest_ms": 0.0},
-            "clients": 0,
-            "counters": {
-                "connections_accepted": 0,
-                "connections_refused": self._refusals,
-                "nbd_bad_input": 0,
-                "link_bad_input": self._bad_input,
-                "link_sessions": self._sessions,
-                "disk_errors": self._disk_errors,
-            },
-            "volumes": {},
+            "link": link,
         }
 
     def _state(self) -> tuple[str, str]:
-        owner = self._replica.record.owner
+        owner = self.record.owner
         if self._replica.failure:
             return "failed", f"{self._replica.failure}; mend the disk and start the node again"
+        if self._cannot_listen:
+            return "held", self._cannot_listen
         if self._refused:
             return "held", f"a session was refused: {self._why}"
         if self._link is None:
             return "connecting", f"waiting for the owner {owner} to connect" + (f" ({self._why})" if self._why else "")
         if self._replica.state_file.state.needs_sync:
             return "syncing", f"what differs is being copied from {owner}"
+        if self._replica.node not in self.record.in_sync:
+            return "syncing", f"it has everything that {owner} has and is about to be added"
         return "in-sync", ""

@@ -10,11 +10,11 @@ answers are bounded by what the owner has under way). Silence for ``timeout_s`` 
 import asyncio
 import socket
 from collections.abc import Callable
+from typing import TypeVar
 
 from stortrends_ha.errors import PeerFailedError, ProtocolError, StorageError
-from stortrends_ha.limits import LINK_BUFFER_BYTES, LINK_FRAME_BYTES
-from stortrends_ha.protocol import link as wire
-from stortrends_ha.protocol.link import HEADER, PREFACE, Frame, Kind
+from stortrends_ha.limits import LINK_BUFFER_BYTES
+from stortrends_ha.replication.opening import Talk
 
 from .sender import Sender
 
@@ -22,23 +22,24 @@ from .sender import Sender
 _ROOM_BYTES = LINK_BUFFER_BYTES // 2
 
 
-async def receive_frame(sock: socket.socket, epoch: int | None = None) -> Frame:
-    """One frame other than CHANGES, before the stream runs. Raises ProtocolError, OSError."""
-    header = await _receive_exactly(sock, HEADER.size)
-    length = HEADER.unpack(header)[3]
-    if length > LINK_FRAME_BYTES:
-        raise ProtocolError(f"a frame of {length} bytes is longer than {LINK_FRAME_BYTES}")
-    data = memoryview(header + await _receive_exactly(sock, length))
-    frame = wire.next_frame(data, 0, len(data), epoch)
-    if frame is None or frame.kind == Kind.CHANGES:
-        raise ProtocolError("changes before the session was open")
-    return frame
+T = TypeVar("T")
 
 
-async def receive_preface(sock: socket.socket) -> None:
-    """The first bytes of a connection. Raises ProtocolError, OSError."""
-    if await _receive_exactly(sock, len(PREFACE)) != PREFACE:
-        raise ProtocolError("it does not speak the link protocol")
+async def carry_out(sock: socket.socket, talk: Talk[T]) -> T:
+    """Hold the opening talk of a session (``replication.opening``). Raises what it raises, and OSError."""
+    loop = asyncio.get_running_loop()
+    received = b""
+    try:
+        step = next(talk)
+        while True:
+            if isinstance(step, int):
+                received = await _receive_exactly(sock, step)
+            else:
+                await loop.sock_sendall(sock, step)
+            step = talk.send(received)
+    except StopIteration as end:
+        result: T = end.value
+        return result
 
 
 async def _receive_exactly(sock: socket.socket, length: int) -> bytes:

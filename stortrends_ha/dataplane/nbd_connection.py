@@ -6,6 +6,7 @@ the primary. Shaped so because every call and every object costs a tenth of what
 Invariants:
 - Changes and flushes are answered by ``replication.Primary``; only errors, reads (``nbd_reads``) and what has
   no effect are answered from here.
+- Rule 5: every reply leaves through the gate (``gated``): while that is closed the client is not read from.
 - After DISC nothing more is taken; what is outstanding is finished, then the connection is closed.
 
 Bounds, a connection: unfinished input of INPUT_BUFFER_BYTES; what ``nbd_reads`` and the primary's window allow.
@@ -19,13 +20,15 @@ from collections.abc import Callable
 from stortrends_ha.errors import StorageError
 from stortrends_ha.limits import INPUT_BUFFER_BYTES
 from stortrends_ha.protocol import nbd_transmission as nbd
+from stortrends_ha.protocol.link import Endpoint
 from stortrends_ha.protocol.nbd_handshake import Negotiated
 from stortrends_ha.protocol.nbd_transmission import Batch, Decoder, Other
+from stortrends_ha.replication.gate import Gate
 from stortrends_ha.replication.primary import Primary
 
 from .export import Export
+from .gated import GatedSender
 from .nbd_reads import ClientReads
-from .sender import Sender
 
 # All connections of a process take turns with it, as everything happens in one thread.
 _input = memoryview(bytearray(INPUT_BUFFER_BYTES))
@@ -59,6 +62,7 @@ class Connection:
         export: Export,
         primary: Primary,
         agreed: Negotiated,
+        gate: Gate,
         gone: "Callable[[Connection, str], None]",
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -70,7 +74,7 @@ class Connection:
         self._decoder = Decoder(
             export.geometry._replace(structured_replies=structured, block_status=bool(agreed.contexts))
         )
-        self._sender = Sender(self._loop, sock, self._advance, self.close)
+        self._sender = GatedSender(self._loop, sock, self._advance, self.close, gate)
         self._reads = ClientReads(export, primary, self._sender, structured, self._advance, self.close)
         self._rest = agreed.leftover  # an unfinished request, or requests beyond the bound of a batch
         self._more = bool(agreed.leftover)  # _rest may have whole requests
@@ -91,6 +95,16 @@ class Connection:
     def fileno(self) -> int:
         """The socket's file descriptor."""
         return self._sock.fileno()
+
+    def endpoint(self) -> Endpoint | None:
+        """Its TCP connection; None if it is none any more, or a Unix socket."""
+        try:
+            client, server = self._sock.getpeername(), self._sock.getsockname()
+        except OSError:
+            return None
+        if self._sock.family == socket.AF_UNIX:
+            return None
+        return client[0], client[1], server[0], server[1]
 
     def hung_up(self) -> None:
         """The client has gone; what it sent before is still taken if it can be taken now."""
@@ -178,6 +192,11 @@ class Connection:
         if self._ending:
             self._advance()
 
+    def gate_opened(self) -> None:
+        """Rule 5: replies may leave again."""
+        self._sender.let_go()
+        self._advance()
+
     def pause(self) -> None:
         """Take no more requests."""
         self._paused = True
@@ -194,7 +213,7 @@ class Connection:
             return
         if not self._paused:
             self._reads.go_on()
-        if self._ending and not self.in_flight and not self._sender.backlog_bytes:
+        if self._ending and not self.in_flight and self._sender.is_empty:
             self.close("the client disconnected")
             return
         ready = not (self._paused or self._reads.blocked)

@@ -7,6 +7,7 @@ Invariants:
 - What was read leaves only when the changes that it may show have been answered (``replication.ordering``): a read
   that overlaps changes in flight is done, and its reply held until everything in flight by then is answered.
 - Whole replies leave in one piece: while a long read is being sent, others wait behind it.
+- Rule 5: every reply passes the gate after it was read (``gated``); while it is closed no more is read.
 - Once the header of a long reply has left, it cannot turn into an error: the connection is closed (point 50).
 
 Bounds: ``waiting`` is at most one batch; reads from disk DISK_READ_BYTES; a client's backlog
@@ -20,7 +21,6 @@ from dataclasses import dataclass
 
 from stortrends_ha.errors import StorageError
 from stortrends_ha.limits import (
-    CLIENT_BACKLOG_BYTES,
     DISK_READ_BYTES,
     OUTPUT_BUFFER_BYTES,
     READ_PIECE_BYTES,
@@ -30,7 +30,7 @@ from stortrends_ha.protocol.nbd_transmission import Read
 from stortrends_ha.replication.primary import Primary
 
 from .export import Export
-from .sender import Sender
+from .gated import GatedSender
 
 _output = memoryview(bytearray(OUTPUT_BUFFER_BYTES))
 
@@ -65,7 +65,7 @@ class ClientReads:
         self,
         export: Export,
         primary: Primary,
-        sender: Sender,
+        sender: GatedSender,
         structured: bool,
         advance: Callable[[], None],
         close: Callable[[str], None],
@@ -91,7 +91,7 @@ class ClientReads:
     @property
     def blocked(self) -> bool:
         """Whether no more requests should be taken yet."""
-        return bool(self.waiting) or self._long is not None or self._sender.backlog_bytes > CLIENT_BACKLOG_BYTES
+        return bool(self.waiting) or self._long is not None or not self._sender.has_room
 
     def send(self, replies: bytes) -> None:
         """Send whole replies, of whatever request: behind a long read if there is one."""
@@ -102,7 +102,7 @@ class ClientReads:
 
     def go_on(self) -> None:
         """Do what the bounds allow by now."""
-        if self._long is not None and self._sender.backlog_bytes <= CLIENT_BACKLOG_BYTES:
+        if self._long is not None and self._sender.has_room:
             self._read_piece()
         if self.waiting and self._long is None:
             self.run()
@@ -117,7 +117,7 @@ class ClientReads:
         primary, volume, read_into = self._primary, self._export.index, self._export.store.read_into
         put_chunk, put_simple = nbd.READ_CHUNK.pack_into, nbd.SIMPLE_OK.pack_into
         header = nbd.READ_CHUNK.size if structured else nbd.SIMPLE_OK.size
-        changing = primary.issued != primary.acked or primary.failed
+        changing = primary.changing
         at = count = 0
         may_read = self._may_read
         while waiting and may_read:
@@ -161,11 +161,7 @@ class ClientReads:
 
     @property
     def _may_read(self) -> bool:
-        return (
-            self._long is None
-            and self._sender.backlog_bytes <= CLIENT_BACKLOG_BYTES
-            and self._disk_bytes < DISK_READ_BYTES
-        )
+        return self._long is None and self._sender.has_room and self._disk_bytes < DISK_READ_BYTES
 
     def _header(self, cookie: bytes, offset: int, length: int) -> bytes:
         if self._structured:

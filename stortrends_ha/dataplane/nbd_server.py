@@ -2,18 +2,23 @@
 
 Invariants: at most ``limits.connections`` clients; one that has not finished its handshake within
 ``handshake_timeout_s`` is dropped; bad input closes that connection, is counted, and disturbs nobody else.
-While the primary takes no requests, clients can connect and negotiate, and their requests wait.
+While the primary takes no requests, or the gate is closed, clients can connect and negotiate, and their requests wait.
+An address that is not on this node yet can be listened on (it comes later); one that cannot be is tried again every
+LISTEN_AGAIN_S, and ``why`` tells: the former owner may be about to let it go.
 """
 
 import asyncio
 import logging
 import select
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from stortrends_ha.config import Address, Limits
+from stortrends_ha.errors import StartError
+from stortrends_ha.protocol.link import Endpoint
 from stortrends_ha.protocol.nbd_handshake import Handshake
+from stortrends_ha.replication.gate import Gate
 from stortrends_ha.replication.primary import Primary
 
 from .export import Export, ServerCounters
@@ -26,6 +31,7 @@ log = logging.getLogger(__name__)
 _HANDSHAKE_READ_BYTES = 65536
 _SWEEP_S = 1.0
 _ACCEPT_AGAIN_S = 0.2
+LISTEN_AGAIN_S = 0.05
 
 
 class Negotiation:
@@ -95,7 +101,13 @@ class NbdServer:
     """All listening sockets and clients of one group."""
 
     def __init__(
-        self, exports: Mapping[str, Export], primary: Primary, limits: Limits, counters: ServerCounters
+        self,
+        exports: Mapping[str, Export],
+        primary: Primary,
+        gate: Gate,
+        limits: Limits,
+        counters: ServerCounters,
+        changed: Callable[[], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.exports = exports
@@ -104,15 +116,30 @@ class NbdServer:
         self.counters = counters
         self.negotiations: set[Negotiation] = set()
         self.connections: set[Connection] = set()
+        self.why = ""  # it does not listen yet
         self._primary = primary
+        self._gate = gate
+        self._changed = changed  # clients have come or gone, or ``why`` has changed
         self._listeners: list[socket.socket] = []
-        self._sweep()
+        self._again: asyncio.TimerHandle | None = None
+        self._next_sweep = self.loop.call_later(_SWEEP_S, self._sweep)
 
     def listen(self, address: Address, unix: Path | None) -> None:
-        """Listen on TCP, and on a Unix socket if there is a path. Raises StartError."""
-        self._add_listener(tcp_listener(address.host, address.port, "NBD"))
-        if unix is not None:
-            self._add_listener(unix_listener(unix))
+        """Listen on TCP, and on a Unix socket if there is a path: now, or as soon as that is possible."""
+        self._again, before = None, self.why
+        try:
+            self._add_listener(tcp_listener(address.host, address.port, "NBD", absent=True))
+            if unix is not None:
+                self._add_listener(unix_listener(unix))
+            self.why = ""
+        except StartError as e:
+            self._close_listeners()
+            self.why = str(e)
+            self._again = self.loop.call_later(LISTEN_AGAIN_S, self.listen, address, unix)
+        if self.why != before:
+            if self.why:
+                log.warning("%s; trying again", self.why)
+            self._changed()
 
     def _add_listener(self, listener: socket.socket) -> None:
         self._listeners.append(listener)
@@ -145,13 +172,15 @@ class NbdServer:
         result = handshake.result
         assert result is not None
         export = self.exports[result.export.name]
-        connection = Connection(sock, export, self._primary, result, self._gone)
+        connection = Connection(sock, export, self._primary, result, self._gate, self._gone)
         self.connections.add(connection)
+        self._changed()
         log.info("volume %s: a client has come", export.offer.name)
         connection.start()
 
     def _gone(self, connection: Connection, why: str) -> None:
         self.connections.discard(connection)
+        self._changed()
         log.info("volume %s: a client has left: %s", connection.export.offer.name, why)
 
     def _sweep(self) -> None:
@@ -162,7 +191,17 @@ class NbdServer:
             poll.register(fd, select.POLLRDHUP)
         for fd, _ in poll.poll(0):
             by_fd[fd].hung_up()
-        self.loop.call_later(_SWEEP_S, self._sweep)
+        self._next_sweep = self.loop.call_later(_SWEEP_S, self._sweep)
+
+    def endpoints(self) -> list[Endpoint]:
+        """The TCP connections of all clients."""
+        found = [connection.endpoint() for connection in self.connections]
+        return sorted(endpoint for endpoint in found if endpoint is not None)
+
+    def gate_opened(self) -> None:
+        """Rule 5: what was held may leave."""
+        for connection in list(self.connections):
+            connection.gate_opened()
 
     def in_flight(self, export: Export) -> int:
         """How many requests to a volume have come and have not been answered."""
@@ -170,6 +209,13 @@ class NbdServer:
 
     def stop_listening(self) -> None:
         """Take no new clients."""
+        if self._again is not None:
+            self._again.cancel()
+        self._close_listeners()
+        for negotiation in list(self.negotiations):
+            negotiation.close("the server stops")
+
+    def _close_listeners(self) -> None:
         for listener in self._listeners:
             self.loop.remove_reader(listener.fileno())
             path = listener.getsockname() if listener.family == socket.AF_UNIX else None
@@ -177,10 +223,9 @@ class NbdServer:
             if path:
                 Path(path).unlink(missing_ok=True)
         self._listeners.clear()
-        for negotiation in list(self.negotiations):
-            negotiation.close("the server stops")
 
     def drop_clients(self) -> None:
         """Close all connections: clients reconnect after that, and would give up on an error."""
+        self._next_sweep.cancel()
         for connection in list(self.connections):
             connection.close("the server stops")

@@ -1,78 +1,73 @@
-"""The data process of a group on the node that owns it: NBD server, primary, and the connection to the secondary.
+"""The data process of a group while this node owns it: NBD server, primary, gate, and the link to the secondary.
 
-Order that matters (each step can be the last before a crash):
-- ``open`` is durable before anyone can connect, so before the first change: a start after a kill finds it and compares.
-- ``open`` is taken back only at an orderly stop with an empty window, after both flushes.
+Order that matters (each step can be the last before a death):
+- ``open`` is durable before anyone can connect, so before the first change (``Replica.begin_to_lead``).
+- A change of record ends the session first, then changes what is answered when, then opens a session at the new epoch.
+- Rule 5: a release closes the gate when all is answered and flushed on both nodes, *then* takes ``open`` back and is
+  answered: the handover is proposed only after that. Who dies before has not released, and the record is unchanged.
+- ``joinable`` locks the primary before the supervisor hears of it (``told``). While locked, the lease is needed again.
+
+Clients stay connected after a release, unanswered: a new owner may listen before they try to come back.
 """
 
 import asyncio
 import contextlib
 import logging
-import os
-import socket
-import time
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any
 
-from stortrends_ha.config import Address
-from stortrends_ha.errors import ProtocolError, StorageError
-from stortrends_ha.protocol import link as wire
-from stortrends_ha.protocol.link import PREFACE, Kind
+from stortrends_ha.errors import ReleaseError
 from stortrends_ha.protocol.nbd_handshake import Export as HandshakeExport
 from stortrends_ha.protocol.nbd_options import TransmissionFlag
 from stortrends_ha.protocol.nbd_transmission import Geometry
+from stortrends_ha.record import Record
+from stortrends_ha.replication.gate import FOREVER_NS, Gate
 from stortrends_ha.replication.primary import Primary
-from stortrends_ha.replication.session import Hello, Plan, common_protocol, incompatible, plan, refusal
+from stortrends_ha.replication.write_through import Cache
 
-from .export import Export, ServerCounters
-from .link_socket import LinkSocket, receive_frame, receive_preface
+from .export import Export
+from .gated import now_ns
 from .nbd_server import NbdServer
+from .owner_link import OwnerLink
 from .replica import Replica
-from .sockets import set_up
-from .watch import end_with
+from .report import Status, base
 
 log = logging.getLogger(__name__)
 
-_DRAIN_S = 5.0  # how long an orderly stop waits for unanswered requests
-
-
-class Refused(Exception):
-    """The two nodes do not fit; the text says why."""
+DRAIN_S = 5.0  # how long a release or an orderly stop waits for unanswered requests
 
 
 class Owner:
-    """The owner's side of one group."""
+    """The owner's side of one group, by one record after the other."""
 
-    def __init__(self, replica: Replica) -> None:
+    def __init__(self, replica: Replica, record: Record, not_before_ns: int, changed: Callable[[], None]) -> None:
         self._replica = replica
+        self.record = record
+        self._changed = changed
         self._limits = replica.cluster.limits
-        self._unclean = replica.state_file.was_open
         self._loop = asyncio.get_running_loop()
-        self.counters = ServerCounters()
+        self.gate = Gate(not_before_ns)
+        self._lease_ns = 0
+        self._gate_timer: asyncio.TimerHandle | None = None
+        self.released = self._releasing = self._left = False
         self._primary = Primary(
             replica.stores,
-            replica.record.epoch,
+            record.epoch,
+            alone=record.alone,
             window_changes=self._limits.window_changes,
             window_bytes=self._limits.window_bytes,
             failed=replica.fail,
-            synced=self._synced,
+            settled=replica.settled,
+            changed=changed,
+            caches=[Cache(volume.cache) for volume in replica.group.volumes],
         )
         replica.on_failure = self._failed
-        replica.begin_lineage()
         self._exports = {volume.name: self._export(index) for index, volume in enumerate(replica.group.volumes)}
-        self._server = NbdServer(self._exports, self._primary, self._limits, self.counters)
-        self._link: LinkSocket | None = None
-        self._link_ended = asyncio.Event()
-        self._link_state, self._link_why = "connecting", ""
-        self._peer_in_sync = False  # as far as this process knows
-        self._protocol: int | None = None
-        self._peer_version: str | None = None
-        self._bad_input = self._sessions = 0
-        self._ping = 0
-        self._next_ping: asyncio.TimerHandle | None = None
-        self._ping_sent_s: float | None = None
-        self._round_trip_ms: float | None = None
+        self._server = NbdServer(
+            self._exports, self._primary, self.gate, self._limits, replica.server_counters, self._clients_changed
+        )
+        self._link: OwnerLink | None = None
         self._moved = (0, self._loop.time())  # the newest answered change, and when that was seen first
-        self._connector: asyncio.Task[None] | None = None
 
     def _export(self, index: int) -> Export:
         volume, store = self._replica.group.volumes[index], self._replica.stores[index]
@@ -94,230 +89,242 @@ class Owner:
             maximum_payload_bytes=volume.maximum_payload_bytes,
             description=volume.description,
         )
-        return Export(index, offer, geometry, store, self._replica.executor, self.counters)
-
-    async def start(self) -> None:
-        """Listen for clients and begin to look for the secondary. Raises StartError, StorageError."""
-        group = self._replica.group
-        self._replica.state_file.update(open=True)
-        self._server.listen(group.nbd, group.nbd_unix.get(self._replica.node))
-        self._connector = end_with(asyncio.create_task(self._keep_connected()))
-
-    # --- The link -----------------------------------------------------------------------------
-
-    async def _keep_connected(self) -> None:
-        peer = self._replica.peer
-        address = Address(peer.address, self._replica.group.link_ports[peer.name])
-        while not self._replica.failure:
-            try:
-                async with asyncio.timeout(self._limits.link_timeout_s):
-                    await self._connect(address)
-            except Refused as e:
-                self._link_down("refused", str(e))
-            except (OSError, ProtocolError, TimeoutError) as e:
-                self._link_down("connecting", _words(e, peer.name, address))
-            except StorageError as e:
-                self._replica.fail(e)
-                return
-            else:
-                await self._link_ended.wait()
-            await asyncio.sleep(self._limits.link_retry_s)
-
-    async def _connect(self, address: Address) -> None:
-        """Connect, compare notes, open the session."""
-        family, _, _, _, where = (await self._loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM))[0]
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            set_up(sock)
-            await self._loop.sock_connect(sock, where)
-            theirs = await self._exchange_hello(sock)
-            await self._open(sock, await self._decide(sock, theirs))
-        except BaseException:
-            sock.close()
-            raise
-
-    async def _exchange_hello(self, sock: socket.socket) -> Hello:
         replica = self._replica
-        mine = replica.hello(self._unclean)
-        hello = wire.encode_object(Kind.HELLO, mine.record.epoch, mine.encode())
-        await self._loop.sock_sendall(sock, PREFACE + hello)
-        await receive_preface(sock)
-        answer = await receive_frame(sock)
-        if answer.kind == Kind.REFUSE:
-            raise Refused(str(wire.decode_object(answer.payload).get("reason")))
-        if answer.kind != Kind.HELLO:
-            raise ProtocolError("the peer did not begin with HELLO")
-        value = wire.decode_object(answer.payload)
-        if reason := incompatible(mine, value):
-            await self._refuse(sock, mine, reason)
-        theirs = Hello.decode(value)
-        self._protocol, self._peer_version = common_protocol(mine.protocols, theirs.protocols), theirs.software
-        return theirs
+        return Export(
+            index, offer, geometry, store, replica.executor, replica.server_counters, replica.volume_counters[index]
+        )
 
-    async def _refuse(self, sock: socket.socket, mine: Hello, reason: str) -> NoReturn:
-        """Tell the peer that there will be no session, and why. Raises Refused."""
-        await self._loop.sock_sendall(sock, wire.encode_object(Kind.REFUSE, mine.record.epoch, {"reason": reason}))
-        raise Refused(reason)
+    # --- Commands -----------------------------------------------------------------------------
 
-    async def _decide(self, sock: socket.socket, theirs: Hello) -> bool:
-        """Whether the session begins with a full comparison. If there must be none: tells the peer, raises Refused."""
-        mine = self._replica.hello(self._unclean)
-        decision, why = plan(mine, theirs)
-        reason = refusal(mine, theirs, mine) or (why if decision is Plan.HOLD else "")
-        if reason:
-            await self._refuse(sock, mine, reason)
-        group, epoch, what = mine.group, mine.record.epoch, decision.value
-        log.info("group %s: session with %s at epoch %d: %s, because %s", group, theirs.node, epoch, what, why)
-        return decision is Plan.FULL
+    def start(self) -> None:
+        """Listen for clients and begin to look for the secondary. What makes it durable has been done."""
+        self._listen()
+        self._connect()
+        self._set_gate()
 
-    async def _open(self, sock: socket.socket, full: bool) -> None:
-        epoch = self._replica.record.epoch
-        message = {
-            "full": full,
-            "first": self._primary.acked + 1,
-            "lineage": self._replica.state_file.state.lineage,
-        }
-        await self._loop.sock_sendall(sock, wire.encode_object(Kind.OPEN, epoch, message))
-        answer = await receive_frame(sock, epoch)
-        if answer.kind == Kind.REFUSE:
-            raise Refused(str(wire.decode_object(answer.payload).get("reason")))
-        if answer.kind != Kind.OPENED:
-            raise ProtocolError("the peer did not answer OPEN")
-        if self._replica.failure:  # meanwhile
-            raise StorageError(self._replica.failure)
-        self._link_ended.clear()
-        self._link = LinkSocket(sock, self._primary.pump, self._lost, self._limits.link_timeout_s)
-        self._sessions += 1
-        self._link_state, self._link_why = "connected", ""
-        self._ping_sent_s = None
-        self._link.run(self._receive)
-        self._peer_in_sync = not full
-        self._primary.open_session(self._link, full)
-        self._send_ping()
+    def _listen(self) -> None:
+        group = self._replica.group
+        self._server.listen(group.nbd, group.nbd_unix.get(self._replica.node))
 
-    def _receive(self, view: memoryview, end: int) -> int:
-        used = self._primary.receive(view, end)
-        if self._ping_sent_s is not None and self._primary.pong == self._ping:
-            self._round_trip_ms = (time.monotonic() - self._ping_sent_s) * 1000
-            self._ping_sent_s = None
-        return used
+    def _connect(self) -> None:
+        endpoints, changed = self._server.endpoints, self._link_changed
+        self._link = OwnerLink(self._replica, self._primary, self.record, endpoints, changed)
 
-    def _send_ping(self) -> None:
-        link = self._link
-        if link is None or link.closed:
-            return
-        if self._ping_sent_s is None:
-            self._ping += 1
-            self._ping_sent_s = time.monotonic()
-        ping = wire.frame(Kind.PING, self._replica.record.epoch, self._ping)
-        link.send([ping], len(ping))
-        self._next_ping = self._loop.call_later(self._limits.link_timeout_s / 4, self._send_ping)
-
-    def _lost(self, why: str) -> None:
+    def _disconnect(self, why: str) -> None:
         if self._link is not None:
-            self._bad_input += self._link.bad_input
-        self._link = None
-        if self._next_ping is not None:
-            self._next_ping.cancel()
-        self._primary.close_session()
-        self._link_down("connecting", why)
-        self._link_ended.set()
+            self._link.stop(why)
+            self._link = None
 
-    def _link_down(self, state: str, why: str) -> None:
-        if (state, why) != (self._link_state, self._link_why):
-            log.warning("group %s: no link to %s: %s", self._replica.group.name, self._replica.peer.name, why)
-        self._link_state, self._link_why = state, why
-        self._round_trip_ms = None
+    def lead(self, record: Record, not_before_ns: int) -> None:
+        """Go on by the next record, or by the same one: after a release, or after ``joinable`` was told (see there)."""
+        self.gate.not_before_ns = not_before_ns
+        if record != self.record or self._primary.held:
+            self._disconnect(f"the record has changed: {record}" if record != self.record else "it is opened anew")
+            self.record = record
+            self._primary.change_record(record.epoch, record.alone)
+            self._connect()
+        elif not self._may_join():
+            self._primary.unlock()
+        if self._releasing:
+            self._releasing = self.released = False
+            self._listen()
+            self._primary.take_again()
+            if self._link is None:
+                self._connect()
+        self._set_gate()
 
-    def _synced(self) -> None:
-        self._unclean = False
-        self._peer_in_sync = True
-        try:
-            self._replica.state_file.update(lost_cache=False)
-        except StorageError as e:
-            self._replica.fail(e)
+    async def release(self) -> None:
+        """Stop for a handover. Raises ReleaseError if that is not possible now, StorageError."""
+        if self.released:
             return
-        log.info("group %s: in sync with %s", self._replica.group.name, self._replica.peer.name)
+        self._releasing = True
+        self._server.stop_listening()
+        drained = asyncio.Event()
+        self._primary.drain(drained.set)
+        try:
+            if self.record.alone or not self._primary.connected:
+                raise ReleaseError(f"there is no secondary in sync to hand {self._replica.group.name} over to")
+            async with asyncio.timeout(DRAIN_S):
+                await drained.wait()
+        except TimeoutError:
+            raise ReleaseError(f"what is under way could not be finished within {DRAIN_S:g} s") from None
+        if self._replica.failure or not self.gate.open_at(now_ns()):
+            raise ReleaseError(self._replica.failure or "the lease has run out")
+        self.released = True
+        self._set_gate()
+        self._disconnect("the group is handed over")
+        self._replica.end_to_lead()
+
+    def lease(self, until_ns: int) -> None:
+        """Rule 5: the peer does not take over before that."""
+        self._lease_ns = until_ns
+        self._set_gate()
+
+    def leave(self) -> None:
+        """Serve no more; clients stay connected, unanswered, until ``drop``."""
+        self._left = True
+        if not self.released:
+            self._replica.unclean = True
+            self._primary.halt()
+        self._set_gate()
+        self._server.stop_listening()
+        self._disconnect("this node does not own the group any more")
+
+    def drop(self) -> None:
+        """Close all connections of clients."""
+        self._server.drop_clients()
+
+    async def stop(self) -> bool:
+        """Orderly: finish what is under way, drop the clients; whether nothing is left that only this node has."""
+        self._server.stop_listening()
+        if self.record.alone and not self._primary.locked:
+            self._disconnect("this node stops")  # nobody waits for the peer, and a sync would not end in time
+        idle = asyncio.Event()
+        self._primary.stop_taking(idle.set)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_S if self.record.alone or self._primary.connected else 0):
+                await idle.wait()
+        clean = idle.is_set() and not (self._replica.unclean or self._primary.ahead or self._replica.failure)
+        self.leave()
+        self._replica.unclean = not (clean or self.released)
+        self.drop()
+        return clean or self.released
+
+    # --- The gate -----------------------------------------------------------------------------
+
+    def _set_gate(self) -> None:
+        """Rule 5: until when may be answered."""
+        if self._primary.held or self.released or self._left:
+            self.gate.until_ns = 0
+        elif self.record.alone and not self._primary.locked:
+            self.gate.until_ns = FOREVER_NS
+        else:
+            self.gate.until_ns = self._lease_ns
+        self._gate_moved()
+
+    def _gate_moved(self) -> None:
+        """The gate has changed, or time has come to one of its ends."""
+        if self._gate_timer is not None:
+            self._gate_timer.cancel()
+            self._gate_timer = None
+        now = now_ns()
+        if self.gate.open_at(now):
+            self._server.gate_opened()
+        if self._left:
+            return
+        ends = [end for end in (self.gate.not_before_ns, self.gate.until_ns, self._lease_ns) if now < end < FOREVER_NS]
+        if ends:
+            self._gate_timer = self._loop.call_later((min(ends) - now) / 1e9 + 0.0005, self._gate_moved)
+        self._changed()
+
+    def _may_join(self) -> bool:
+        """Rule 5: the record may add the peer only while its promise holds."""
+        return self._primary.joinable and now_ns() < self._lease_ns
+
+    def told(self, status: Status) -> None:
+        """This status is being sent: what it promises holds from now on."""
+        if status["joinable"] and not self._primary.locked:
+            self._primary.lock()
+            self._set_gate()
+
+    # --- What happens ---------------------------------------------------------------------------
+
+    def _link_changed(self) -> None:
+        self._set_gate()
+
+    def _clients_changed(self) -> None:
+        if self._link is not None:
+            self._link.clients_changed()
+        self._changed()
 
     def _failed(self) -> None:
         self._primary.halt()
         if self._link is not None:
-            self._loop.call_soon(self._link.close, "this node's disk failed")
-
-    # --- The end ------------------------------------------------------------------------------
-
-    async def stop(self) -> None:
-        """Orderly: finish what is under way, drop the clients, mark the replica clean if it is."""
-        self._server.stop_listening()
-        self._primary.stop_taking()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_DRAIN_S):
-                while self._primary.connected and not self._primary.idle:
-                    await asyncio.sleep(0.01)
-        self._server.drop_clients()
-        if self._connector is not None:
-            self._connector.cancel()
-        clean = self._primary.idle and self._primary.resync is None and not self._unclean and not self._replica.failure
-        if self._link is not None:
-            self._link.close("this node stops")
-        self._replica.close(clean)
+            self._link.fail()
+        self._changed()
 
     # --- Status -------------------------------------------------------------------------------
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         """The status message, without its type."""
-        primary, peer = self._primary, self._replica.peer
+        primary = self._primary
         state, why = self._state()
-        resync = primary.resync if primary.connected else None
+        resync = primary.resync
         return {
-            **self._replica.status(),
+            **base(self._replica, self.record),
             "role": "primary",
-            "in_sync": [self._replica.node] + [peer.name] * self._peer_in_sync,
+            "session": primary.connected,
+            "joinable": self._may_join(),
+            "peer_unfit": self._peer_unfit(),
+            "serving": self._serving(),
+            "endpoints": self._server.endpoints(),
             "state": state,
             "why": why,
-            "link": {
-                "state": self._link_state,
-                "peer": peer.name,
-                "address": str(Address(peer.address, self._replica.group.link_ports[peer.name])),
-                "why": self._link_why,
-                "round_trip_ms": self._round_trip_ms,
-                "protocol": self._protocol,
-                "peer_version": self._peer_version,
-            },
+            **({"link": self._link.status()} if self._link is not None else {}),
             "resync": resync and {"done_bytes": resync.done_bytes, "total_bytes": resync.total_bytes},
             "window": {
-                "changes": primary.issued - primary.acked,
+                "changes": primary.unanswered,
                 "bytes": primary.bytes_in_flight,
                 "oldest_ms": self._oldest_ms(),
             },
             "clients": len(self._server.connections),
-            "counters": {
-                "connections_accepted": self.counters.connections_accepted,
-                "connections_refused": self.counters.connections_refused,
-                "nbd_bad_input": self.counters.nbd_bad_input,
-                "link_bad_input": self._bad_input,
-                "link_sessions": self._sessions,
-                "disk_errors": self.counters.disk_errors,
-            },
             "volumes": {name: self._volume_status(export) for name, export in self._exports.items()},
         }
 
+    def _serving(self) -> bool:
+        primary = self._primary
+        able = self.record.alone or primary.connected
+        return able and not (primary.failed or self._releasing) and self.gate.open_at(now_ns())
+
+    def _peer_unfit(self) -> str:
+        """Rule 9: why the owner must go alone before its secondary can be synced."""
+        if self.record.alone:
+            return ""
+        if self._replica.unclean:
+            return f"{self._replica.node} was killed while it owned, so unanswered writes may be on one replica only"
+        if self._primary.ahead:
+            return f"{self._replica.peer.name} has not got everything that was answered while this node was alone"
+        return self._link.unfit if self._link is not None else ""
+
     def _state(self) -> tuple[str, str]:
-        peer, unanswered = self._replica.peer.name, self._primary.unanswered
         if self._replica.failure:
             return "failed", f"{self._replica.failure}; clients wait: mend the disk and start the node again"
-        if not self._primary.connected:
-            state = "held" if unanswered or self._link_state == "refused" else "connecting"
-            if not self._primary.opened:
-                held = "clients wait until it is there"
-            elif unanswered:
-                held = f"{unanswered} requests of clients are held until it is back"
-            else:
-                held = "reads are served, writes will be held until it is back"
-            return state, f"no link to {peer} ({self._link_why or 'connecting'}): {held}"
-        if self._primary.resync is not None:
+        if self.released:
+            return "held", "it has stopped, to be handed over"
+        if self._releasing:
+            return "held", "what is under way is being finished, for a handover"
+        if self._server.why:
+            return "held", self._server.why
+        if self._primary.held:
+            peer = self._replica.peer.name
+            return "held", f"{peer} was lost while it was being added to the record; it must be known whether it was"
+        if not self.gate.open_at(now_ns()) and (self.record.alone or self._primary.connected):
+            return "held", self._why_closed()
+        return self._alone_state() if self.record.alone else self._mirrored_state()
+
+    def _why_closed(self) -> str:
+        if now_ns() < self.gate.not_before_ns:
+            return "it answers when the lease of the former owner has ended for sure"
+        return f"no promise of {self._replica.peer.name} not to take over: its lease has run out"
+
+    def _mirrored_state(self) -> tuple[str, str]:
+        peer, link = self._replica.peer.name, self._link
+        if self._primary.connected:
+            return "in-sync", ""
+        if unfit := self._peer_unfit():
+            return "held", f"clients wait until {self._replica.node} may go on alone: {unfit}"
+        held = "what is written is held until it is back" if self._primary.opened else "clients wait until it is there"
+        refused = link is not None and link.state == "refused"
+        state = "held" if self._primary.unanswered or refused else "connecting"
+        return state, f"no link to {peer} ({(link and link.why) or 'connecting'}): {held}"
+
+    def _alone_state(self) -> tuple[str, str]:
+        peer, link = self._replica.peer.name, self._link
+        if self._primary.joinable:
+            return "syncing", f"{peer} has everything and is about to be added"
+        if self._primary.connected:
             return "syncing", f"what differs on {peer} is being copied to it"
-        return "in-sync", ""
+        return "alone", f"no link to {peer} ({(link and link.why) or 'connecting'}): writes go to the disk at once"
 
     def _oldest_ms(self) -> float:
         """About how long the oldest unanswered change has been waiting: exact to the interval between two calls."""
@@ -343,12 +350,3 @@ def export_flags(read_only: bool) -> TransmissionFlag:
     always = has.HAS_FLAGS | has.SEND_FLUSH | has.SEND_FUA | has.CAN_MULTI_CONN | has.SEND_CACHE
     changes = has.SEND_TRIM | has.SEND_WRITE_ZEROES | has.SEND_FAST_ZERO
     return always | (has.READ_ONLY if read_only else changes)
-
-
-def _words(error: Exception, peer: str, address: Address) -> str:
-    if isinstance(error, TimeoutError):
-        return f"{peer} at {address} does not answer"
-    if isinstance(error, ProtocolError):
-        return f"what answers at {address} is not {peer}: {error}"
-    number = getattr(error, "errno", None) or 0  # that of a name that does not resolve is negative
-    return f"{peer} at {address}: {os.strerror(number) if number > 0 else error}"

@@ -1,20 +1,16 @@
-"""The data process of one group: starts its role, tells its supervisor how it is, ends with it.
+"""The data process of one group: opens its volumes, does what its supervisor says, tells how it is, ends with it.
 
-It dies with its supervisor (PR_SET_PDEATHSIG, and the end of the channel), so that a killed node serves nothing.
-Bound of the channel: a status message a second, and one line in.
+It starts without a role. It dies with its supervisor (PR_SET_PDEATHSIG, and the end of the channel), so that a killed
+node serves nothing. Neighbours: ``commands`` (what may be said), ``roles`` (doing it), ``report`` (the status).
 """
 
 import argparse
 import asyncio
-import contextlib
 import ctypes
 import gc
-import json
 import os
 import signal
-import socket
 from pathlib import Path
-from typing import Any, Protocol
 
 import uvloop
 
@@ -22,55 +18,14 @@ from stortrends_ha import logs
 from stortrends_ha.config import load
 from stortrends_ha.errors import StorTrendsError
 
-from .follower import Follower
-from .owner import Owner
+from .channel import Channel
+from .commands import Drop, Lease, Order, Stop
 from .replica import Replica
+from .report import Reporter
+from .roles import Roles
 from .watch import die, end_with
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_STATUS_S = 1.0
-_STATE_CHECK_S = 0.1
-
-
-class Role(Protocol):
-    """What a data process is: ``Owner`` or ``Follower``."""
-
-    async def start(self) -> None:
-        """Begin to work."""
-
-    async def stop(self) -> None:
-        """End in order."""
-
-    def status(self) -> dict[str, Any]:
-        """The status message, without its type."""
-
-
-class Channel:
-    """The socket to the supervisor: one JSON object a line."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._writer: asyncio.StreamWriter | None = None
-        self._reader: asyncio.StreamReader | None = None
-
-    async def open(self) -> None:
-        """Begin to use it."""
-        self._reader, self._writer = await asyncio.open_connection(sock=self._sock)
-
-    async def send(self, kind: str, **message: Any) -> None:
-        """Send one message."""
-        assert self._writer is not None
-        self._writer.write(json.dumps({"type": kind, **message}).encode() + b"\n")
-        with contextlib.suppress(ConnectionError):
-            await self._writer.drain()
-
-    async def wait_for_stop(self) -> None:
-        """Until the supervisor says stop. If it is gone, this process ends at once."""
-        assert self._reader is not None
-        while line := await self._reader.readline():
-            if json.loads(line).get("type") == "stop":
-                return
-        os._exit(1)
 
 
 def main() -> int:
@@ -98,33 +53,46 @@ def main() -> int:
 
 async def _run(args: argparse.Namespace) -> int:
     asyncio.get_running_loop().set_exception_handler(die)
-    channel = Channel(socket.socket(fileno=args.channel))
-    await channel.open()
+    channel = await Channel.open(args.channel)
     try:
         cluster = load(args.config)
         replica = Replica(cluster, cluster.groups[args.group], args.node)
-        role: Role = Owner(replica) if replica.is_owner else Follower(replica)
-        await role.start()
-        await channel.send("ready")
-        reporter = end_with(asyncio.create_task(_report(channel, role)))
-        await channel.wait_for_stop()
-        reporter.cancel()
-        await role.stop()
+        await _serve(channel, replica)
     except StorTrendsError as e:
-        await channel.send("failed", message=str(e))
+        channel.send("failed", message=str(e))
+        await channel.flush()
         return 1
     return 0
 
 
-async def _report(channel: Channel, role: Role) -> None:
-    """Send the status once per second, and at once when the state changes."""
-    told: tuple[Any, ...] = ()
-    until_next_s = 0.0
+async def _serve(channel: Channel, replica: Replica) -> None:
+    """Until the supervisor says stop. Raises StorTrendsError."""
+    roles = Roles(replica, lambda: reporter.changed())
+    reporter = Reporter(roles.status, roles.told, lambda status: channel.send("status", **status))
+    channel.send("ready")
+    orders: asyncio.Queue[Order] = asyncio.Queue()
+    worker = end_with(asyncio.create_task(_carry_out(channel, roles, reporter, orders)))
+    async for command in channel.commands():
+        match command:
+            case Stop():
+                break
+            case Lease() | Drop():
+                roles.at_once(command)
+            case order:
+                orders.put_nowait(order)
+    worker.cancel()
+    reporter.stop()
+    await roles.stop()
+
+
+async def _carry_out(channel: Channel, roles: Roles, reporter: Reporter, orders: "asyncio.Queue[Order]") -> None:
+    """One order after the other; the status that it leads to is told before it is done."""
     while True:
-        status = role.status()
-        key = (status["state"], status["why"], status["link"]["state"], status["clients"])
-        if key != told or until_next_s <= 0:
-            await channel.send("status", **status)
-            told, until_next_s = key, _STATUS_S
-        await asyncio.sleep(_STATE_CHECK_S)
-        until_next_s -= _STATE_CHECK_S
+        order = await orders.get()
+        error = ""
+        try:
+            await roles.carry_out(order)
+        except StorTrendsError as e:
+            error = str(e)
+        reporter.now()
+        channel.send("done", id=order.number, error=error)

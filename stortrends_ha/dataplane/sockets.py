@@ -7,6 +7,8 @@ from pathlib import Path
 from stortrends_ha.config import Address
 from stortrends_ha.errors import StartError
 
+# linux/in.h, linux/in6.h: IP_FREEBIND, IPV6_FREEBIND, which the ``socket`` module lacks.
+_FREEBIND = {socket.AF_INET: (socket.IPPROTO_IP, 15), socket.AF_INET6: (socket.IPPROTO_IPV6, 78)}
 _WAITING_CONNECTIONS = 128  # that the kernel keeps until they are accepted
 
 
@@ -21,8 +23,8 @@ def set_up(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 6)
 
 
-def tcp_listener(host: str, port: int, purpose: str) -> socket.socket:
-    """A non-blocking listening socket. Raises StartError."""
+def tcp_listener(host: str, port: int, purpose: str, absent: bool = False) -> socket.socket:
+    """A non-blocking listening socket; ``absent``: its address may come to this node later. Raises StartError."""
     try:
         family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, kind)
@@ -30,6 +32,9 @@ def tcp_listener(host: str, port: int, purpose: str) -> socket.socket:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if absent:
+                level, option = _FREEBIND[family]
+                listener.setsockopt(level, option, 1)
             listener.bind(where)
             listener.listen(_WAITING_CONNECTIONS)
         except OSError:

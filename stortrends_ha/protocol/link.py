@@ -2,8 +2,8 @@
 
 A connection begins, in both directions, with ``PREFACE`` and a HELLO frame; these two never change their
 form, so that any two versions can tell each other why they do not fit. Then the owner opens the session
-(OPEN, OPENED) and the stream runs: CHANGES, FLUSH, COMPARE and SYNCED from the owner, ACK, FLUSHED and
-RESULT from the secondary; PING from the owner, PONG from the secondary.
+(OPEN, OPENED) and the stream runs: CHANGES, FLUSH, COMPARE and SYNCED from the owner, ACK, FLUSHED, RESULT
+and SYNCED from the secondary; PING from the owner, PONG from the secondary; CLIENTS from the owner, unanswered.
 
 Invariants:
 - Every frame carries the epoch of its session (rule 6): ``next_frame`` refuses any other.
@@ -15,6 +15,7 @@ Neighbours: ``replication.primary`` and ``replication.secondary`` speak it; ``do
 """
 
 import json
+from collections.abc import Sequence
 from enum import IntEnum
 from struct import Struct
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ PROTOCOL_VERSIONS = (1, 1)  # the oldest and the newest that this code speaks
 
 HEADER = Struct(">BBHIQQ")  # kind, zero, volume, payload length, epoch, seq
 HEADER_BYTES = HEADER.size
+# client host, its port, server host, its port
+Endpoint = tuple[str, int, str, int]
 _COMPARE = Struct(">QI32s")
 _RESULT = Struct(">QIB")
 
@@ -48,6 +51,7 @@ class Kind(IntEnum):
     PING = 12
     PONG = 13
     FAILED = 14
+    CLIENTS = 15
 
 
 # Plain numbers, as members of an enumeration are slow to look up on the hot path.
@@ -98,7 +102,7 @@ def next_frame(view: memoryview, at: int, end: int, epoch: int | None) -> Frame 
 
 
 def encode_object(kind: Kind, epoch: int, value: dict[str, Any]) -> bytes:
-    """A frame whose payload is a JSON object: HELLO, REFUSE, OPEN, FAILED."""
+    """A frame whose payload is a JSON object: HELLO, REFUSE, OPEN, FAILED, CLIENTS."""
     return frame(kind, epoch, payload=json.dumps(value, separators=(",", ":")).encode())
 
 
@@ -111,6 +115,32 @@ def decode_object(payload: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ProtocolError("a frame whose payload is no JSON object")
     return value
+
+
+def encode_clients(epoch: int, endpoints: Sequence[Endpoint]) -> bytes:
+    """The TCP connections of the owner's clients; of very many, only as many as a frame holds.
+
+    They help clients to notice a takeover at once; one that is missing notices it by itself, later.
+    """
+    while True:
+        value = {"endpoints": endpoints}
+        if len(json.dumps(value)) <= LINK_FRAME_BYTES:
+            return encode_object(Kind.CLIENTS, epoch, value)
+        endpoints = endpoints[: len(endpoints) * 3 // 4]
+
+
+def decode_clients(payload: bytes) -> list[Endpoint]:
+    """Raises ProtocolError."""
+    found = decode_object(payload).get("endpoints")
+    if not isinstance(found, list) or not all(map(_is_endpoint, found)):
+        raise ProtocolError("a CLIENTS frame that does not say what it should")
+    return [(client, port, server, its_port) for client, port, server, its_port in found]
+
+
+def _is_endpoint(value: Any) -> bool:
+    if not isinstance(value, list) or [type(item) for item in value] != [str, int, str, int]:
+        return False
+    return all(0 < port < 1 << 16 for port in (value[1], value[3]))
 
 
 def encode_compare(epoch: int, volume: int, offset: int, length: int, digest: bytes) -> bytes:

@@ -1,125 +1,87 @@
 """The owner's end of a group: takes changes from clients, mirrors them, answers late. Pure but for its stores.
 
-Rule 1: a change is answered when both replicas have applied it; FLUSH and FUA when both have flushed.
-Rule 2: while the peer is away changes are applied here, remembered and *not answered*; reads go on. Before the
-first session nothing is taken at all: what this node was doing when it was killed may be on it alone.
+How late depends on the record (rule 1):
+- *mirrored*, both nodes are in sync: a change is answered when both replicas have applied it, FLUSH and FUA when both
+  have flushed. Rule 2: while the peer is away changes are applied here, remembered and *not answered*; reads go on.
+  Before the first session nothing is taken: what this node was doing when it was killed may be on it alone.
+- *alone*, granted: a change is answered when it is stable here (``write_through``), FLUSH and FUA when this node has
+  flushed. The window is empty without a session, as the next one compares everything. While a full sync runs, changes
+  are in the window until the peer has them, whether or not they were answered.
+- *late*, alone and everything has been copied: an answer waits for both nodes as if mirrored, and is stable here, too.
+  The flushes that end the sync begin after that, so when they are done the secondary has everything that was ever
+  answered, stable if that was promised. When it says that this is durable (SYNCED), it is ``joinable``.
+- *locked*: the supervisor was told ``joinable``, so the record may have it in sync already, whatever is known here. If
+  the session breaks, nothing is answered (``held``) until the supervisor has said by ``change_record`` what the record
+  is. Without this lock a takeover could lose what was answered after the break.
+
+Per volume, ``Cache.ALWAYS`` leaves out the flush while alone, ``Cache.NEVER`` makes every write FUA.
 Rule 7: a change goes to the link and to the own store in one call, in the same order everywhere.
-Rule 15: when ``window_changes`` or ``window_bytes`` are unanswered all clients are paused: one batch more at most.
+Rule 15: when ``window_changes`` or ``window_bytes`` are unanswered all clients are paused: one batch more at most. (A
+change that waits for the own disk and for the peer counts twice.)
 
-The *window* is the ordered list of unanswered changes. It keeps where they are, not their data: what must be
-sent again after the link broke is read from the own store, as it is by then. That is right because every
-later change to the same place comes later in the window, too. The same happens when the link is slower than
-the clients, so nothing is ever queued for it beyond ``LINK_BACKLOG_BYTES``.
-
-    issued >= sent >= acked: numbers of the newest change taken, put on the link, applied on both.
-    ``_unsent`` empty <=> sent == issued: then a batch goes to the link straight from the client's buffer.
-
-If this process dies, what was not answered may be on one replica only: the next owner session compares
+If this process dies, what was not answered may be on one replica only: the next owner is alone, or syncs in full
 (see ``session``). On the hot path: ``submit`` and ``receive``, each once per batch.
 """
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from stortrends_ha.errors import PeerFailedError, ProtocolError, StorageError
 from stortrends_ha.limits import LINK_BACKLOG_BYTES
 from stortrends_ha.protocol import link as wire
 from stortrends_ha.protocol.link import Kind
-from stortrends_ha.protocol.nbd_transmission import HEAD_OF_OP, OP_WRITE, REQUEST, Batch, Change
+from stortrends_ha.protocol.nbd_transmission import Batch
+from stortrends_ha.replication.flow import Flow
 from stortrends_ha.replication.interfaces import Buffer, Client, Link, Store
 from stortrends_ha.replication.ordering import RegionsInFlight
-from stortrends_ha.replication.resync import Resync
-
-NO_COOKIE = bytes(8)
-
-
-class Entry:
-    """Changes of one batch in the window, and whom to answer."""
-
-    __slots__ = ("changes", "client", "first", "last", "nbytes", "replies", "volume")
-
-    def __init__(
-        self, first: int, client: Client | None, volume: int, changes: list[Change], replies: list[bytes]
-    ) -> None:
-        self.first = first
-        self.last = first + len(changes) - 1
-        self.client = client
-        self.volume = volume
-        self.changes = changes
-        self.replies = replies
-        self.nbytes = sum([length for op, _, length, _ in changes if op == OP_WRITE])
+from stortrends_ha.replication.stream import ResyncEnd, Stream
+from stortrends_ha.replication.window import AllFlushed, Entry, Flush
+from stortrends_ha.replication.write_through import UNLIMITED, Cache, Owed, WriteThrough
 
 
-class Flush:
-    """A flush that is under way on both replicas."""
-
-    __slots__ = ("after", "client", "local", "peer", "replies", "sent", "volume")
-
-    def __init__(self, after: int, client: Client, volume: int, replies: list[bytes]) -> None:
-        self.after = after  # the newest change it covers: it goes on the link behind that one
-        self.client = client
-        self.volume = volume
-        self.replies = replies
-        self.sent = False  # in this session
-        self.local = False
-        self.peer = False
-
-
-class _ResyncEnd:
-    """The client of the flushes that end a resync."""
-
-    def __init__(self, primary: "Primary", resync: Resync) -> None:
-        self._primary = primary
-        self._resync = resync
-
-    def answer(self, _: bytes) -> None:
-        self._primary.resync_flushed(self._resync)
-
-    def pause(self) -> None:
-        """A resync takes no requests; ``Primary.full`` holds it."""
-
-    def resume(self) -> None:
-        """See ``pause``."""
-
-
-class Primary:
-    """The owner of a group, over all sessions with its secondary."""
+class Primary(Stream):
+    """The owner of a group, over all sessions with its secondary and all records that it owns it by."""
 
     def __init__(
         self,
         stores: Sequence[Store],
         epoch: int,
         *,
+        alone: bool,
         window_changes: int,
         window_bytes: int,
         failed: Callable[[StorageError], None],
-        synced: Callable[[], None],
+        settled: Callable[[int], None] = lambda _epoch: None,
+        changed: Callable[[], None] = lambda: None,
+        caches: Sequence[Cache] | None = None,
     ) -> None:
-        self._stores = stores
-        self._epoch = epoch
+        super().__init__(stores, epoch, failed)
         self._window_changes = window_changes
         self._window_bytes = window_bytes
-        self._report_failure = failed
-        self._report_synced = synced
-        self._window: deque[Entry] = deque()
-        self._unsent: deque[Entry] = deque()
+        self._report_settled = settled
+        self._report_change = changed  # ``joinable`` has
+        caches = caches or [Cache.MIRRORED for _ in stores]
+        self._never = [cache is Cache.NEVER for cache in caches]
+        self._through = WriteThrough(stores, [cache is Cache.ALWAYS for cache in caches], self._became_stable)
+        self._owes = False  # whether ``_through`` owes anything
+        self._room_changes, self._room_bytes = window_changes, window_bytes  # what it leaves of the bounds
+        self._special = self._never  # volumes whose changes are not answered by the acknowledgement alone
         self._regions = [RegionsInFlight() for _ in stores]
-        self._link: Link | None = None
-        self._flushes: dict[int, Flush] = {}
-        self._flushes_unsent: deque[int] = deque()
-        self._flush_number = 0
-        self._clients: dict[Client, None] = {}
-        self._stopped = True  # clients are paused
-        self.opened = False  # there has been a session
-        self._ending = False
+        self._flow = Flow()
+        self.attach, self.detach = self._flow.attach, self._flow.detach
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
-        self.issued = 0
-        self.acked = 0
-        self.bytes_in_flight = 0
-        self.resync: Resync | None = None
-        self._copying = 0  # changes in the window that are a resync's
-        self.failed = False
+        self._when_idle: Callable[[], None] | None = None
+        self._ending = False
+        self._alone = False
+        self._late = False
+        self._synced = False  # in this session the secondary has said so
+        self._locked = False
+        self.opened = False  # there has been a session, or none was needed
+        self.ahead = False  # the record has the peer in sync, and it lacks what was answered
         self.pong = 0  # the number of the newest ping that was answered
+        if alone:
+            self._go_alone()
 
     # --- From clients -------------------------------------------------------------------------
 
@@ -128,7 +90,11 @@ class Primary:
 
         Returns how many bytes were written.
         """
-        entry = Entry(self.issued + 1, client, volume, batch.changes, batch.replies)
+        special = self._special[volume]
+        if special:
+            entry, durable = self._special_entry(client, volume, batch)
+        else:
+            entry, durable = Entry(self.issued + 1, client, volume, batch.changes, batch.replies), batch.durable
         self.issued = entry.last
         self.bytes_in_flight += entry.nbytes
         self._window.append(entry)
@@ -145,33 +111,67 @@ class Primary:
         except StorageError as e:
             self._fail(e)
             return entry.nbytes
-        if batch.durable:
-            self.flush(client, volume, batch.durable)
+        if special and self._alone:
+            self._write_through(client, entry, batch)
+        if durable:
+            self.flush(client, volume, durable)
         if self.full:
             self._update_flow()
         return entry.nbytes
 
+    def _special_entry(self, client: Client, volume: int, batch: Batch) -> tuple[Entry, list[bytes]]:
+        """What goes into the window when the answers come another way, and the answers that wait for a flush."""
+        replies, durable = batch.replies, batch.durable
+        if self._never[volume]:
+            replies, durable = [b""] * len(replies), [*durable, *filter(None, replies)]
+        if not self._alone:
+            return Entry(self.issued + 1, client, volume, batch.changes, replies), durable
+        self._unwaited += len(batch.changes)
+        return Entry(self.issued + 1, None, volume, batch.changes, []), durable
+
+    def _write_through(self, client: Client, entry: Entry, batch: Batch) -> None:
+        """Owe the answers to what has been applied. FUA has its own, and still counts: reads of it wait."""
+        if self._link is None and not self._late:
+            self._give_up_window()
+        replies = b"" if self._never[entry.volume] else b"".join(batch.replies)
+        self._through.owe(entry.volume, Owed(entry.first, entry.last, entry.nbytes, client, replies))
+        self._note_owed()
+        self._through.commit(entry.volume)
+        self._became_stable()  # at once, for a volume that is always cached
+
     def flush(self, client: Client, volume: int, replies: list[bytes]) -> None:
-        """Answer ``replies`` when all that was taken before is stable on both replicas."""
+        """Answer ``replies`` when all that was taken before is stable on every replica that is in sync."""
         self._flush_number = number = self._flush_number + 1
-        self._flushes[number] = Flush(self.issued, client, volume, replies)
-        self._flushes_unsent.append(number)
-        self.pump()
+        only_here = self._alone and not self._late
+        self._flushes[number] = Flush(self.issued, client, volume, replies, peer=only_here)
+        if not only_here:
+            self._flushes_unsent.append(number)
+            self.pump()
         self._stores[volume].start_flush(lambda: self._flushed(number, local=True))
         if self.full:
             self._update_flow()
 
+    # --- What is in flight ----------------------------------------------------------------------
+
+    @property
+    def changing(self) -> bool:
+        """Whether any read may have to wait: if not, ``in_flight`` need not be asked."""
+        return self.issued != self.acked or self._owes or self.failed
+
     def in_flight(self, volume: int, offset: int, length: int) -> bool:
-        """Whether a range overlaps changes that the secondary may lack: then a read must wait (``when_settled``).
+        """Whether a range overlaps changes that were not answered: then a read must wait (``when_settled``).
 
         When the own replica has failed, it always must.
         """
         if self.failed:
             return True
+        if self._alone or self._owes:
+            answered = self._through.before(volume, self.issued if self._alone else self.acked)
+            return answered != self.issued and self._regions[volume].overlaps(offset, length, answered)
         return self.issued != self.acked and self._regions[volume].overlaps(offset, length, self.acked)
 
     def when_settled(self, do: Callable[[], None]) -> None:
-        """Call back when everything that is in flight now has been answered."""
+        """Call back when every change that is in flight now has been answered."""
         self._waiting.append((self.issued, do))
         if self.full:
             self._update_flow()
@@ -180,149 +180,147 @@ class Primary:
     def full(self) -> bool:
         """Whether a bound of the window is reached."""
         under_way = self.issued - self.acked + len(self._flushes) + len(self._waiting)
-        return under_way >= self._window_changes or self.bytes_in_flight >= self._window_bytes
+        return under_way >= self._room_changes or self.bytes_in_flight >= self._room_bytes
+
+    def _note_owed(self) -> None:
+        """What is owed has changed: once a batch here, so that those who are mirrored need not look."""
+        self._owes = self._through.changes > 0
+        self._room_changes = self._window_changes - self._through.changes
+        self._room_bytes = self._window_bytes - self._through.nbytes
 
     @property
     def unanswered(self) -> int:
-        """Changes and flushes of clients, and reads that wait for them; not what a resync has under way."""
-        flushes = sum(not isinstance(flush.client, _ResyncEnd) for flush in self._flushes.values())
-        return self.issued - self.acked - self._copying + flushes + len(self._waiting)
+        """Changes and flushes of clients, and reads that wait for them; not what only the peer has to get."""
+        flushes = sum(not isinstance(flush.client, ResyncEnd) for flush in self._flushes.values())
+        waited = self.issued - self.acked - self._unwaited
+        return waited + self._through.changes + flushes + len(self._waiting)
 
     @property
     def idle(self) -> bool:
-        """Whether everything has been answered."""
-        return self.issued == self.acked and not self._flushes
+        """Whether everything has been answered, and the peer has it if it needs it."""
+        return self.issued == self.acked and not self._flushes and not self._owes
 
     # --- Flow ---------------------------------------------------------------------------------
 
-    def attach(self, client: Client) -> None:
-        """A client has come: it may submit, unless it is paused at once."""
-        self._clients[client] = None
-        if self._stopped:
-            client.pause()
+    def stop_taking(self, idle: Callable[[], None] = lambda: None) -> None:
+        """Take no more requests; finish what there is, then call ``idle``, once."""
+        self._ending, self._when_idle = True, idle
+        self._update_flow()
+        self._settled()
 
-    def detach(self, client: Client) -> None:
-        """A client has gone: what it submitted goes on."""
-        self._clients.pop(client, None)
+    def drain(self, drained: Callable[[], None]) -> None:
+        """Take no more requests, answer what there is, make everything stable where it is in sync, call ``drained``."""
+        last = AllFlushed(len(self._stores), drained)
 
-    def stop_taking(self) -> None:
-        """Take no more requests, for good; finish what there is."""
-        self._ending = True
+        def idle() -> None:
+            for volume in range(len(self._stores)):
+                self.flush(last, volume, [])
+
+        self.stop_taking(idle)
+
+    def take_again(self) -> None:
+        """The stop was called off."""
+        self._ending, self._when_idle = False, None
         self._update_flow()
 
     def _update_flow(self) -> None:
-        """Pause all clients, or let them go on, when that has changed."""
-        stopped = not self.opened or self._ending or self.failed or self.full
-        if stopped == self._stopped:
-            return
-        self._stopped = stopped
-        for client in list(self._clients):
-            if self._stopped != stopped:  # the one before has filled the window
-                break
-            if stopped:
-                client.pause()
-            else:
-                client.resume()
+        self._flow.set(not self.opened or self._ending or self.failed or self.full)
 
     def halt(self) -> None:
-        """The own replica cannot be trusted any more: nothing is taken or answered from now on."""
-        self.failed = True
-        self._link = None
+        """See ``Stream``."""
+        super().halt()
         self._update_flow()
 
-    def _fail(self, error: StorageError) -> None:
-        self.halt()
-        self._report_failure(error)
+    # --- The record -----------------------------------------------------------------------------
+
+    @property
+    def joinable(self) -> bool:
+        """Rule 9: the secondary has everything, durably, and every answer waits for it, too: the record may add it."""
+        return self._late and self._synced and self._link is not None
+
+    def lock(self) -> None:
+        """The supervisor is being told that the secondary is ``joinable``: see the module."""
+        self._locked = self._locked or self.joinable
+
+    @property
+    def locked(self) -> bool:
+        """Whether the record may have the peer in sync, though this owner was told that it is alone."""
+        return self._locked
+
+    @property
+    def held(self) -> bool:
+        """Whether nothing is answered until ``change_record`` says what became of the record."""
+        return self._locked and self._link is None
+
+    def change_record(self, epoch: int, alone: bool) -> None:
+        """The owner acts for another record, or is told after a lock that it is still the same. Without a session."""
+        assert self._link is None
+        self._locked = False
+        self._epoch = epoch
+        if alone:
+            self._go_alone()
+        elif self._alone:
+            self._join()
+        self._update_flow()
+
+    def unlock(self) -> None:
+        """The record has not changed, and the session is open: what comes is answered as before the lock."""
+        self._locked = False
+
+    def _go_alone(self) -> None:
+        """Rule 2: granted. What was held is answered as soon as it is stable, and all that was cached is flushed."""
+        for entry in self._window:
+            if entry.client is not None:
+                replies = b"".join(entry.replies)
+                self._through.owe(entry.volume, Owed(entry.first, entry.last, entry.nbytes, entry.client, replies))
+        self._note_owed()
+        self._alone = self.opened = True
+        self.ahead = False
+        self._special = [True for _ in self._stores]
+        self._need_no_peer()
+        for volume in range(len(self._stores)):
+            self._through.commit(volume)
+        self._through.settle(partial(self._report_settled, self._epoch))
+        self._update_flow()
+
+    def _need_no_peer(self) -> None:
+        """Answers wait for this node only: forget what the peer lacks, its next session compares everything."""
+        self._late = False
+        for number, flush in list(self._flushes.items()):
+            if not flush.peer:
+                self._flushed(number, local=False)
+        self._give_up_window()
+        self._became_stable()
+
+    def _join(self) -> None:
+        """Rule 9: the record has the peer in sync. The window has what it lacks, if it ever was ``joinable``."""
+        self.ahead = not self._late
+        self._alone = self._late = False
+        self._special = self._never
+        self._through.unsettle()
 
     # --- The session --------------------------------------------------------------------------
 
-    @property
-    def connected(self) -> bool:
-        """Whether a session is open."""
-        return self._link is not None
-
     def open_session(self, link: Link, full: bool) -> None:
-        """The secondary has accepted: send again what is unanswered, and compare everything if ``full``."""
+        """The secondary has accepted: send again what is in the window, or compare everything (``full``)."""
         if self.failed:
             return
+        assert full == self._alone  # rule 9
         self.opened = True
-        self._link = link
-        self._unsent = deque(self._window)
-        for flush in self._flushes.values():
-            flush.sent = False
-        self._flushes_unsent = deque(number for number, flush in self._flushes.items() if not flush.peer)
-        self.resync = Resync(self, self._stores) if full else None
-        self.pump()
+        self._attach_link(link, full)
         self._update_flow()
 
     def close_session(self) -> None:
-        """The link is gone. What is unanswered stays in the window."""
-        self._link = None
-        self._unsent = deque(self._window)
+        """The link is gone. What waits for the peer stays in the window; an owner that is alone needs it no more."""
+        self._detach_link()
+        self._synced = False
+        if self._alone and not self._locked and not self.failed:
+            self._need_no_peer()
+            self._update_flow()
 
-    def pump(self) -> None:
-        """Send what waits for the link: unsent changes, then flushes, then the next blocks of a resync."""
-        if self._link is None:
-            return
-        try:
-            self._pump(self._link)
-        except StorageError as e:
-            self._fail(e)
-
-    def _pump(self, link: Link) -> None:
-        if self.resync is not None:  # first, so that clients who fill the link cannot keep it from going on
-            self._step_resync(link, self.resync)
-        self._send_flushes(link)
-        while self._unsent and link.backlog_bytes <= LINK_BACKLOG_BYTES:
-            self._send_from_store(link, self._unsent.popleft())
-            self._send_flushes(link)
-        while self.resync is not None and self._step_resync(link, self.resync):
-            pass
-
-    def _send_flushes(self, link: Link) -> None:
-        """Send the flushes whose changes are all on the link."""
-        while self._flushes_unsent:
-            number = self._flushes_unsent[0]
-            flush = self._flushes[number]
-            if self._unsent and self._unsent[0].first <= flush.after:
-                return
-            self._flushes_unsent.popleft()
-            flush.sent = True
-            message = wire.frame(Kind.FLUSH, self._epoch, number, flush.volume)
-            link.send([message], len(message))
-
-    def _send_from_store(self, link: Link, entry: Entry) -> None:
-        """Send changes again, with the data that their places hold by now."""
-        buffers: list[Buffer] = [b""]
-        store = self._stores[entry.volume]
-        for op, offset, length, _ in entry.changes:
-            buffers.append(REQUEST.pack(HEAD_OF_OP[op], NO_COOKIE, offset, length))
-            if op == OP_WRITE:
-                buffers.append(store.read(offset, length))
-        length = sum(map(len, buffers))
-        buffers[0] = wire.changes_header(self._epoch, entry.first, entry.volume, length)
-        link.send(buffers, wire.HEADER_BYTES + length)
-
-    def _step_resync(self, link: Link, resync: Resync) -> bool:
-        """Go on with the resync if the bounds allow; whether it went on."""
-        if resync.finished and not resync.flushing:
-            resync.flushing = len(self._stores)
-            for volume in range(len(self._stores)):
-                self.flush(_ResyncEnd(self, resync), volume, [])
-        if resync.waiting or link.backlog_bytes > LINK_BACKLOG_BYTES or self.full:
-            return False
-        resync.step()
-        return True
-
-    def resync_flushed(self, resync: Resync) -> None:
-        """One more volume is stable on both replicas after everything was copied; with the last, they are in sync."""
-        resync.flushing -= 1
-        if resync is self.resync and not resync.flushing and self._link is not None:
-            self.resync = None
-            self._report_synced()  # durable here before the secondary hears of it
-            if self._link is not None:  # it was, or this replica has failed
-                message = wire.frame(Kind.SYNCED, self._epoch)
-                self._link.send([message], len(message))
+    def resync_copied(self) -> None:
+        """From now on answers wait for both nodes; the flushes that follow cover all that was answered before."""
+        self._late = True
 
     # --- From the secondary -------------------------------------------------------------------
 
@@ -359,6 +357,9 @@ class Primary:
             raise PeerFailedError(str(wire.decode_object(frame.payload).get("reason")))
         elif frame.kind == Kind.RESULT and self.resync is not None:
             self.resync.result(frame.volume, *wire.decode_result(frame.payload))
+        elif frame.kind == Kind.SYNCED and self.resync is not None and self.resync.ended:
+            self.resync, self._synced = None, True
+            self._report_change()
         else:
             raise ProtocolError(f"an unexpected {Kind(frame.kind).name} frame")
 
@@ -372,39 +373,40 @@ class Primary:
         answers: dict[Client, list[bytes]] = {}
         while window and window[0].first <= seq:
             entry = window[0]
-            done = entry.replies
+            client, done = entry.client, entry.replies
+            if client is None:
+                self._unwaited -= min(seq, entry.last) - entry.first + 1
             if entry.last <= seq:
                 window.popleft()
                 self.bytes_in_flight -= entry.nbytes
             else:
-                done = self._split(entry, seq)
-            if entry.client is None:
-                self._copying -= 1
-            else:
-                answers.setdefault(entry.client, []).extend(done)
+                done = entry.split(seq)
+            if client is not None:
+                answers.setdefault(client, []).extend(done)
         for client, replies in answers.items():
             client.answer(b"".join(replies))
-        if not window:
+        if self._owes:
+            self._became_stable()
+        elif not window:
             for regions in self._regions:
                 regions.clear()
-        if self._waiting or self._stopped:
+        if self._waiting or self._flow.stopped:
             self._settled()
 
-    @staticmethod
-    def _split(entry: Entry, seq: int) -> list[bytes]:
-        """Take the changes up to ``seq`` off the entry; return their replies."""
-        count = seq - entry.first + 1
-        done, entry.replies = entry.replies[:count], entry.replies[count:]
-        entry.changes = entry.changes[count:]
-        entry.first = seq + 1
-        return done
+    # --- Answers ------------------------------------------------------------------------------
 
-    def _settled(self) -> None:
-        """Something was answered: go on with who waited for it."""
-        while self._waiting and self._waiting[0][0] <= self.acked:
-            self._waiting.popleft()[1]()
-        if self._stopped:
-            self._update_flow()
+    def _became_stable(self) -> None:
+        """Something is stable here, or was acknowledged: answer what waits for nothing else."""
+        if self.failed:
+            return
+        answers = self._through.answers(UNLIMITED if self._alone and not self._late else self.acked)
+        self._note_owed()
+        for client, replies in answers.items():
+            client.answer(b"".join(replies))
+        if self._alone and not self._owes:
+            for regions in self._regions:
+                regions.clear()
+        self._settled()
 
     def _flushed(self, number: int, local: bool) -> None:
         if self.failed:
@@ -416,26 +418,18 @@ class Primary:
             flush.client.answer(b"".join(flush.replies))
             self._settled()
 
-    # --- For the resync -----------------------------------------------------------------------
-
-    def put(self, volume: int, op: int, offset: int, length: int, data: Buffer) -> None:
-        """Put a change that only the secondary needs on the stream, now."""
-        assert self._link is not None
-        entry = Entry(self.issued + 1, None, volume, [(op, offset, length, 0)], [])
-        self._copying += 1
-        self.issued = entry.last
-        self.bytes_in_flight += entry.nbytes
-        self._window.append(entry)
-        request = REQUEST.pack(HEAD_OF_OP[op], NO_COOKIE, offset, length)
-        if self._unsent:
-            self._unsent.append(entry)
+    def _settled(self) -> None:
+        """Something was answered: go on with who waited for it."""
+        if self.failed:
             return
-        size = len(request) + len(data)
-        header = wire.changes_header(self._epoch, entry.first, volume, size)
-        self._link.send([header, request, data], wire.HEADER_BYTES + size)
-
-    def compare(self, volume: int, offset: int, length: int, digest: bytes) -> None:
-        """Put a comparison on the stream, now."""
-        assert self._link is not None
-        message = wire.encode_compare(self._epoch, volume, offset, length, digest)
-        self._link.send([message], len(message))
+        if self._waiting:
+            answered = self._through.before_all(self.issued if self._alone else self.acked)
+            if not self._alone:
+                answered = min(answered, self.acked)
+            while self._waiting and self._waiting[0][0] <= answered:
+                self._waiting.popleft()[1]()
+        if self._flow.stopped:
+            self._update_flow()
+            if self._when_idle is not None and self.idle:
+                idle, self._when_idle = self._when_idle, None
+                idle()

@@ -3,7 +3,7 @@
 Rule 7 makes it simple: a COMPARE frame, a trim for a hole, a block read at the owner all take their place
 in the stream, so a block can never overwrite a newer write. Holes are sent as trims, data as its digest
 first, and as data only where the digests differ.
-Rule 9: the secondary counts as synced when everything has been copied *and flushed on it*.
+Rule 9: the secondary counts as synced when everything has been copied *and flushed on it*, and it said so durably.
 
 Bounds: ``COMPARE_BLOCKS_IN_FLIGHT`` comparisons, and one block of work per ``step``. If the session ends, so
 does the resync; the secondary still says ``needs_sync`` and the next session starts it again.
@@ -48,7 +48,7 @@ class Resync:
         self._volume = 0
         self._offset = 0
         self._in_flight: set[tuple[int, int, int]] = set()  # (volume, offset, length)
-        self.flushing = 0  # volumes that are still to be flushed, once everything has been copied
+        self.flushing: int | None = None  # volumes that are still to be flushed, once everything has been copied
         self.done_bytes = 0
         self.total_bytes = sum(store.size_bytes for store in stores)
         self.copied_bytes = 0
@@ -62,6 +62,11 @@ class Resync:
     def finished(self) -> bool:
         """Whether everything has been put on the stream."""
         return self._volume == len(self._stores) and not self._in_flight
+
+    @property
+    def ended(self) -> bool:
+        """Whether everything is flushed on both, and the secondary has been told so."""
+        return self.flushing == 0
 
     def step(self) -> None:
         """Compare the next block, or trim the next hole. Only while not ``waiting``."""

@@ -6,7 +6,7 @@ Invariants:
   than everything before FLUSH in the stream has ended.
 - Rule 6: a frame of any other epoch ends the session, and nothing of it is applied.
 - A change is applied when all of it has arrived; what is cut off by the end of a connection never is.
-
+- Rule 9: SYNCED is answered when it is durable here that this replica is complete: before the record may add it.
 - It never falls silent for long: after ZERO_PIECE_BYTES of trims and zeroes, which may be slow, ``receive`` returns
   with ``behind`` set, and is called again in a later turn of the event loop.
 
@@ -25,14 +25,27 @@ from stortrends_ha.replication.resync import digest
 
 
 class Secondary:
-    """One session of the secondary. ``first`` is the number of the first change that will come."""
+    """One session of the secondary.
 
-    def __init__(self, stores: Sequence[Store], epoch: int, link: Link, first: int, synced: Callable[[], None]) -> None:
+    ``first`` is the number of the first change that will come; 0 if the change itself says it. ``synced`` makes
+    durable that this replica is complete; ``clients`` is told the connections of the owner's clients.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[Store],
+        epoch: int,
+        link: Link,
+        first: int,
+        synced: Callable[[], None],
+        clients: Callable[[list[wire.Endpoint]], None] = lambda _endpoints: None,
+    ) -> None:
         self._stores = stores
         self._epoch = epoch
         self._link = link
         self._synced = synced
-        self._applied = first - 1
+        self._clients = clients
+        self._applied = first - 1  # -1: not known yet
         self._store = stores[0]
         self.behind = False  # there is more to do than one call may
         self._to_come = 0  # bytes of the CHANGES frame that is being received
@@ -41,6 +54,7 @@ class Secondary:
             Kind.COMPARE: self._on_compare,
             Kind.SYNCED: self._on_synced,
             Kind.PING: self._on_ping,
+            Kind.CLIENTS: self._on_clients,
         }
 
     def receive(self, view: memoryview, end: int) -> int:
@@ -103,6 +117,8 @@ class Secondary:
         return at - start
 
     def _begin_changes(self, frame: wire.Frame) -> None:
+        if self._applied < 0 < frame.seq:
+            self._applied = frame.seq - 1
         if frame.seq != self._applied + 1:
             raise ProtocolError(f"change {frame.seq} came after change {self._applied}")
         if frame.length > CHANGES_FRAME_BYTES:
@@ -135,6 +151,11 @@ class Secondary:
 
     def _on_synced(self, _: wire.Frame) -> None:
         self._synced()
+        answer = wire.frame(Kind.SYNCED, self._epoch)
+        self._link.send([answer], len(answer))
+
+    def _on_clients(self, frame: wire.Frame) -> None:
+        self._clients(wire.decode_clients(frame.payload))
 
     def _on_ping(self, frame: wire.Frame) -> None:
         pong = wire.frame(Kind.PONG, self._epoch, frame.seq)

@@ -1,12 +1,12 @@
-"""Opening a session: what each node says of itself, whether they fit, and what must be copied. Pure.
+"""What two nodes must know of each other before a session: whether they fit, and what it begins with. Pure.
 
-Rule 6: a session is for (cluster, group, epoch, owner); a node refuses one older than its own record.
+Rule 6: a session is for (cluster, group, epoch, owner); a secondary opens one for exactly the record that it was told.
 Rule 10: replicas of unrelated lineage never sync by themselves; only a blank one may be filled.
-Rule 3: an owner that may have lost acknowledged writes does not serve from its own copy, unless the
-peer lost its cache, too (then the last owner's copy wins).
+Rule 3: an owner that may have lost acknowledged writes does not serve from its own copy.
+Rule 9: a sync overwrites only a node that the record does not have in sync (``FULL`` asks for an owner that is alone),
+so whoever may take over is never half overwritten.
 
-Either node can die between any two steps: the owner has made its lineage durable before its HELLO, the
-secondary makes ``needs_sync`` durable before it answers OPEN, so the next session finds what to do.
+``opening`` is the talk in which this is asked and answered.
 """
 
 from dataclasses import asdict, dataclass
@@ -14,18 +14,10 @@ from enum import Enum
 from typing import Any
 
 from stortrends_ha.errors import ProtocolError
+from stortrends_ha.record import Record
 
-# A frame has 64 bits for an epoch and for the number of a change.
-EPOCHS = CHANGES = 1 << 63
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """Who owns a group: the newest version a node has seen (see the safety rules)."""
-
-    epoch: int
-    owner: str
-    in_sync: tuple[str, ...]
+# A frame has 64 bits for the number of a change.
+CHANGES = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,25 +36,20 @@ class Hello:
     blank: bool  # no lineage, and nothing but zeroes on its volumes
     lost_cache: bool  # its host restarted, so writes that were only cached may be missing
     needs_sync: bool  # it was being synced and that did not end
-    unclean: bool  # it owned, and was killed: writes that it never answered may be on one replica only
+    unclean: bool  # it owned and did not end that in order: the replicas may differ, though the record has both in sync
 
     def encode(self) -> dict[str, Any]:
         """As a JSON object."""
-        return asdict(self)
+        return {**asdict(self), "record": self.record.encode()}
 
     @staticmethod
     def decode(value: dict[str, Any]) -> "Hello":
         """From a JSON object of a peer; it may have more keys than are known. Raises ProtocolError."""
         try:
-            record = value["record"]
             hello = Hello(
                 **{key: typed(value[key], str) for key in ("cluster", "group", "node", "peer", "software", "lineage")},
                 protocols=_pair(value["protocols"], int, int),
-                record=Record(
-                    _epoch(record["epoch"]),
-                    typed(record["owner"], str),
-                    tuple(typed(name, str) for name in typed(record["in_sync"], list)),
-                ),
+                record=Record.decode(value["record"]),
                 volumes=tuple(_pair(volume, str, int) for volume in typed(value["volumes"], list)),
                 **{key: typed(value[key], bool) for key in ("blank", "lost_cache", "needs_sync", "unclean")},
             )
@@ -81,12 +68,6 @@ def typed(value: Any, kind: type) -> Any:
 def _pair(value: Any, first: type, second: type) -> tuple[Any, Any]:
     one, other = typed(value, list)
     return typed(one, first), typed(other, second)
-
-
-def _epoch(value: Any) -> int:
-    if not 0 <= typed(value, int) < EPOCHS:
-        raise ValueError(f"there is no epoch {value}")
-    return int(value)
 
 
 def refusal(mine: Hello, theirs: Hello, owner: Hello) -> str:
@@ -151,8 +132,13 @@ def _volume_differences(mine: Hello, theirs: Hello) -> list[str]:
     return reasons
 
 
+def passing(mine: Hello, theirs: Hello) -> bool:
+    """Whether a refusal by this secondary is a matter of milliseconds: it has yet to hear of the owner's record."""
+    return theirs.record.epoch > mine.record.epoch
+
+
 def _record_differences(owner: Hello, secondary: Hello) -> list[str]:
-    """Rule 6: the session has the epoch of the owner's record, and the secondary knows of no newer one."""
+    """Rule 6: a session is of exactly the record that both act for."""
     session, known = owner.record, secondary.record
     if session.epoch < known.epoch:
         return [
@@ -162,65 +148,84 @@ def _record_differences(owner: Hello, secondary: Hello) -> list[str]:
     reasons = []
     if session.owner != owner.node:
         reasons.append(f"{owner.node} is not the owner, {session.owner} is")
-    if session.epoch == known.epoch and session.owner != known.owner:
+    if session.epoch > known.epoch:
+        return [*reasons, f"epoch {session.epoch} is not known on {secondary.node} yet, which is at {known.epoch}"]
+    if session.owner != known.owner:
         owners = f"{session.owner} on {owner.node} and {known.owner} on {secondary.node}"
         reasons.append(f"at epoch {session.epoch} the owner is {owners}")
-    if session.epoch == known.epoch and set(session.in_sync) != set(known.in_sync):
-        one, other = (", ".join(sorted(record.in_sync)) or "nobody" for record in (session, known))
+    if set(session.in_sync) != set(known.in_sync):
+        one, other = (", ".join(sorted(record.in_sync)) for record in (session, known))
         reasons.append(f"at epoch {session.epoch} in sync are {one} on {owner.node} and {other} on {secondary.node}")
     return reasons
 
 
 class Plan(Enum):
-    """What an opened session begins with."""
+    """What an opened session begins with, or why there is none."""
 
     RESUME = "resume"  # only what was in flight is sent again
     FULL = "full"  # everything is compared, and copied where it differs
-    HOLD = "hold"  # nothing: the owner must not serve
+    UNFIT = "unfit"  # nothing: the secondary must be synced, so the record may not have it in sync any longer
+    HOLD = "hold"  # nothing: an operator has to decide
 
 
 def plan(owner: Hello, secondary: Hello) -> tuple[Plan, str]:
     """What the owner must do with this secondary, and why."""
-    if not secondary.lineage:
-        if secondary.blank:
-            return Plan.FULL, f"{secondary.node} is blank"
-        return Plan.HOLD, (
+    if reason := _obstacle(owner, secondary):
+        return Plan.HOLD, reason
+    reason = _why_full(owner, secondary)
+    if owner.record.alone:
+        return Plan.FULL, reason or f"{secondary.node} is not in sync"
+    if secondary.node not in owner.record.in_sync:
+        reason = reason or f"{secondary.node} is not in sync"
+    return (Plan.UNFIT, reason) if reason else (Plan.RESUME, "nothing was lost")
+
+
+def _obstacle(owner: Hello, secondary: Hello) -> str:
+    """Why nothing at all may be copied from this owner to this secondary; empty if it may."""
+    if not secondary.lineage and not secondary.blank:
+        return (
             f"{secondary.node} has data of unknown origin on its volumes, and a sync would overwrite it: "
             "if it is not needed, replace its backing files by empty ones and start the node again"
         )
-    if secondary.lineage != owner.lineage:
-        return Plan.HOLD, (
+    if secondary.lineage and secondary.lineage != owner.lineage:
+        return (
             f"the replicas on {owner.node} and {secondary.node} have no common history (lineage "
             f"{owner.lineage[:8]} and {secondary.lineage[:8]}): one of them must be made blank by hand, "
             "state and backing files"
         )
     if owner.needs_sync:
-        return Plan.HOLD, f"a sync of {owner.node} did not end, so its copy is not complete and must not be used"
-    if owner.lost_cache and secondary.needs_sync and not secondary.lost_cache:
-        return Plan.HOLD, (
-            f"the host of {owner.node} restarted or its disk failed while {secondary.node} was being synced: the copy "
-            f"of {owner.node} may lack acknowledged writes, that of {secondary.node} is not complete. To go on with "
-            f"the former as it is, make {secondary.node} blank, state and backing files, and start it again"
+        return f"a sync of {owner.node} did not end, so its copy is not complete and must not be used"
+    if owner.lost_cache:
+        return (
+            f"the host of {owner.node} restarted or its disk failed, so its copy may lack acknowledged writes: "
+            "it must not be served or copied"
         )
-    if owner.lost_cache and not secondary.lost_cache:
-        return Plan.HOLD, (
-            f"the host of {owner.node} restarted or its disk failed, so its copy may lack acknowledged writes that "
-            f"{secondary.node} has: it must not be served or copied"
-        )
+    return ""
+
+
+def _why_full(owner: Hello, secondary: Hello) -> str:
+    """Why the replicas may differ by more than what is in flight; empty if nothing was lost."""
+    if not secondary.lineage:
+        return f"{secondary.node} is blank"
     if secondary.lost_cache:
-        return Plan.FULL, f"the host of {secondary.node} restarted or its disk failed, so its copy may lack writes"
+        return f"the host of {secondary.node} restarted or its disk failed, so its copy may lack writes"
     if secondary.needs_sync:
-        return Plan.FULL, f"an earlier sync of {secondary.node} did not end"
+        return f"an earlier sync of {secondary.node} did not end"
     if owner.unclean:
-        return Plan.FULL, f"{owner.node} was killed, so unanswered writes may be on one replica only"
-    return Plan.RESUME, "nothing was lost"
+        return f"{owner.node} was killed while it owned, so unanswered writes may be on one replica only"
+    if secondary.unclean:
+        return f"{secondary.node} owned and did not hand over in order, so it may have writes that nobody else has"
+    return ""
 
 
 def may_follow(mine: Hello, lineage: str, full: bool) -> bool:
     """Whether a secondary may join a session of this lineage that begins with a full sync, or does not.
 
-    It holds by itself what ``plan`` decides at the owner: no owner can make it lose a copy that has another history.
+    It holds by itself what ``plan`` decides at the owner: no owner can make it lose a copy that has another history, or
+    overwrite it while the record that it was told has it in sync (rule 9).
     """
-    if not mine.lineage:
-        return mine.blank and full
-    return mine.lineage == lineage and (full or not (mine.needs_sync or mine.lost_cache))
+    if full != mine.record.alone:
+        return False
+    if full:
+        return mine.lineage == lineage if mine.lineage else mine.blank
+    return mine.lineage == lineage != "" and not (mine.needs_sync or mine.lost_cache or mine.unclean)

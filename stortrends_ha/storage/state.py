@@ -1,12 +1,15 @@
 """What a node durably knows of one group's replica: a small JSON file, replaced atomically.
 
-    record       the newest record this node has seen; written before it is acted on
-    lineage      the identity of the data; empty until the replica first joined its peer
-    open         a session is or was open; on the owner: there may be changes that were not answered
-    boot_id      the host's boot since which writes may be cached only; empty after an orderly stop, which flushes.
-                 Another one at a start means that the cache is lost
-    lost_cache   so it was found at a start, and no sync has mended it since
-    needs_sync   a full sync of this replica has begun and not ended
+    lineage        the identity of the data; empty until the replica first led, or joined its peer
+    open           this node owns, or it did and has not ended that in order: there may be changes that only it has
+    boot_id        the host's boot since which writes may be cached only; empty after an orderly end, which flushes.
+                   Another one at a start means that the cache is lost
+    lost_cache     so it was found at a start, and no sync has mended it since
+    needs_sync     a full sync of this replica has begun and not ended
+    settled_epoch  the newest epoch at which this node owned alone and all that was cached before had become stable:
+                   since then it wrote through, so while the record has it alone at that epoch a lost cache lost nothing
+
+The group's record is not in it: the supervisor keeps that, and tells it with every command.
 
 ``save`` returns when the file is on stable storage; the process may die anywhere in it and the next start
 finds the old or the new version whole.
@@ -19,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from stortrends_ha.errors import StorageError
-from stortrends_ha.replication.session import Record, typed
+from stortrends_ha.replication.session import typed
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -28,46 +31,54 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 class ReplicaState:
     """See the module."""
 
-    record: Record
     lineage: str = ""
     open: bool = False
     boot_id: str = ""
     lost_cache: bool = False
     needs_sync: bool = False
+    settled_epoch: int = 0
 
 
 class StateFile:
     """The state of one group's replica on this node, and the file that holds it."""
 
-    def __init__(self, path: Path, group: str, initial: Record) -> None:
+    def __init__(self, path: Path, group: str) -> None:
         self._path = path
         self._group = group
         self._boot_id = BOOT_ID.read_text().strip()
-        self.state = self._load(initial)
-        self.was_open = self.state.open
+        self._saved = False  # since the process started
+        self.state = self._load()
         if self.state.boot_id not in ("", self._boot_id):
             self.update(lost_cache=True, boot_id=self._boot_id)
 
     def update(self, **changes: Any) -> None:
         """Change fields, durably. Raises StorageError."""
-        if changes.get("open"):
-            changes["boot_id"] = self._boot_id
         new = replace(self.state, **changes)
         if new != self.state:
             self._save(new)
             self.state = new
 
-    def _load(self, initial: Record) -> ReplicaState:
+    def begin(self, **changes: Any) -> None:
+        """As ``update``; and from now on there may be writes that are only cached: before the first of them."""
+        self.update(boot_id=self._boot_id, **changes)
+
+    def _load(self) -> ReplicaState:
         try:
             text = self._path.read_text()
         except FileNotFoundError:
-            return ReplicaState(initial)
+            return ReplicaState()
         except (OSError, UnicodeDecodeError) as e:
             raise StorageError(f"group {self._group}: cannot read its state {self._path}: {e}") from None
         try:
             value = json.loads(text)
             if value.pop("group") != self._group:
                 raise ValueError("it is of another group")
+            if "record" in value:
+                raise StorageError(
+                    f"group {self._group}: its state {self._path} was written by a version that kept the record in it: "
+                    'stop both nodes, take out "record" and put in "settled_epoch": 0 on both; or, if the data is not '
+                    "needed, remove the file and replace the backing files by empty ones"
+                )
             return _decode(value)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
             raise StorageError(
@@ -86,7 +97,9 @@ class StateFile:
                 os.fsync(file.fileno())
             os.replace(temporary, self._path)
             _sync_directory(self._path.parent)
-            _sync_directory(self._path.parent.parent)  # it may be the first file in a new directory
+            if not self._saved:  # it may be the first file in a new directory
+                _sync_directory(self._path.parent.parent)
+            self._saved = True
         except OSError as e:
             raise StorageError(f"group {self._group}: cannot write its state {self._path}: {e.strerror}") from None
 
@@ -101,14 +114,9 @@ def _sync_directory(path: Path) -> None:
 
 def _decode(value: dict[str, Any]) -> ReplicaState:
     """Raises LookupError, TypeError if the file does not say what it should."""
-    record = value["record"]
     return ReplicaState(
-        Record(
-            typed(record["epoch"], int),
-            typed(record["owner"], str),
-            tuple(typed(name, str) for name in typed(record["in_sync"], list)),
-        ),
         lineage=typed(value["lineage"], str),
         boot_id=typed(value["boot_id"], str),
+        settled_epoch=typed(value["settled_epoch"], int),
         **{key: typed(value[key], bool) for key in ("open", "lost_cache", "needs_sync")},
     )

@@ -5,7 +5,8 @@ Changes are numbered in the order in which the owner applies them; per block, a 
 Zeroes are no value of their own: they count as the newest zeroing, which can hide an error but not make one up.
 
 - Rule 1: a change is answered after both replicas have applied it or something newer; FLUSH and FUA after both
-  have made stable what was answered before (the secondary is excused while it is not in sync).
+  have made stable what was answered before (the secondary is excused while it is not in sync). By an owner that is
+  alone, a change is answered after it is stable there.
 - A read returns no version older than one that was answered or read before it began, and none that the secondary
   lacks (it is excused while it is not in sync).
 - Rule 6: the secondary applies nothing but what its current session brings, and nothing that nobody wrote.
@@ -15,11 +16,12 @@ Zeroes are no value of their own: they count as the newest zeroing, which can hi
 
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from .disk import Disk
 
 if TYPE_CHECKING:
+    from .owner import Owner
     from .world import World
 
 ZERO = bytes(8)
@@ -112,12 +114,33 @@ class History:
             version = self._version_of(request, history, block)
             if version is None:
                 raise Violation(f"{request} was answered before the owner applied it (rule 1)")
-            if history.peer_applied[block] < version:
+            if self._peer_counts and history.peer_applied[block] < version:
                 raise Violation(f"{request} was answered before the secondary applied block {block} (rule 1)")
+            if self._owner.record.alone:
+                stable = self._owner.node.disks[request.volume].stable_block(block)
+                if self._version(request.volume, block, stable) < version:
+                    raise Violation(f"{request} was answered before block {block} was stable on the owner (rule 1)")
             history.answered[block] = max(history.answered[block], version)
             history.seen[block] = max(history.seen[block], version)
             if request.durable:
                 self._must_be_stable(request, block, version)
+
+    @property
+    def _owner(self) -> "Owner":
+        owner = self._world.owner.process
+        assert owner is not None
+        return cast("Owner", owner)
+
+    @property
+    def _owner_fell(self) -> bool:
+        owner = self._world.owner.process
+        return owner is None or bool(owner.failure)
+
+    @property
+    def _peer_counts(self) -> bool:
+        """Whether an answer must wait for the secondary: by the record, or as far as the owner can know."""
+        by_record = self._world.secondary.name in self._world.record.in_sync
+        return by_record or not self._owner.record.alone or self._owner.primary.locked
 
     @staticmethod
     def _version_of(request: Request, history: VolumeHistory, block: int) -> int | None:
@@ -158,11 +181,16 @@ class History:
         for volume, history in enumerate(self.volumes):
             disk = self._world.secondary.disks[volume]
             for block, seen in enumerate(history.seen):
-                if self._version(volume, block, disk.block(block)) < seen:
+                # A value without a version is newer than all: the owner failed between sending and applying it.
+                # So may zeroes be, which have no value of their own.
+                if self._owner_fell and disk.block(block)[:8] == ZERO:
+                    continue
+                if history.versions[block].get(disk.block(block)[:8], seen) < seen:
                     raise Violation(
                         f"the secondary counts as in sync and lacks version {seen} of block {block} (rule 9)"
                     )
-                if self._version(volume, block, disk.stable_block(block)) < history.flushed[block]:
+                flushed = history.flushed[block]
+                if history.versions[block].get(disk.stable_block(block)[:8], flushed) < flushed:
                     raise Violation(
                         f"the secondary counts as in sync and block {block}, which was flushed, is not stable (rule 9)"
                     )
@@ -190,7 +218,16 @@ class History:
                 )
             if not excused and self._version(request.volume, block, disk.block(block)) < version:
                 raise Violation(f"{request} returned version {version} of block {block}, which the secondary lacks")
+            self._must_last(request, block, version)
             history.seen[block] = max(history.seen[block], version)
+
+    def _must_last(self, request: Request, block: int, version: int) -> None:
+        """Of an owner that is alone, and has settled: a loss of power must not take back what was read."""
+        owner = self._world.owner
+        if self._owner.record.alone and owner.state.settled_epoch == self._owner.record.epoch:
+            stable = owner.disks[request.volume].stable_block(block)
+            if self._version(request.volume, block, stable) < version:
+                raise Violation(f"{request} returned version {version} of block {block}, which is not stable (rule 1)")
 
     @staticmethod
     def _version_read(history: VolumeHistory, block: int, value: bytes, floor: int) -> int | None:
@@ -202,18 +239,17 @@ class History:
         at = bisect_left(zeroed, floor)
         return zeroed[at] if at < len(zeroed) else newest
 
-    # --- Both nodes lost their caches: the owner's copy wins ---------------------------------------
+    # --- The owner lost its cache, and its copy wins: the other lost its own, too, or is not in sync ------------
 
-    def go_back(self, disks: list[Disk]) -> None:
-        """What was only cached is gone; what a client was told is stable must be there."""
+    def go_back(self, disks: list[Disk], settled: bool) -> None:
+        """What was only cached is gone; what a client was told is stable must be there. ``settled``: all of it must."""
         for volume, disk in enumerate(disks):
             history = self.volumes[volume]
             for block, versions in enumerate(history.versions):
                 version = self._version(volume, block, disk.block(block))
-                if version < history.flushed[block]:
-                    raise Violation(
-                        f"block {block} of volume {volume} is at {version}, and {history.flushed[block]} was flushed"
-                    )
+                needed = history.answered[block] if settled else history.flushed[block]
+                if version < needed:
+                    raise Violation(f"block {block} of volume {volume} is at {version}, and {needed} had to be stable")
                 history.zeroed[block] = [number for number in history.zeroed[block] if number <= version]
                 history.versions[block] = {value: number for value, number in versions.items() if number <= version}
                 for newest in (history.answered, history.seen, history.peer_applied):

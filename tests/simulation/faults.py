@@ -74,7 +74,7 @@ class Faults:
             end, frame = owner.link, self._forged_change(owner)
         else:
             end = follower.link
-            frame = wire.frame(Kind.ACK, owner.node.state.record.epoch - 1, owner.primary.issued)
+            frame = wire.frame(Kind.ACK, owner.record.epoch - 1, owner.primary.issued)
         end.connection.forged = True
         (end.backlog or end.network).extend(frame)
         self._world.happened("frame of another epoch")
@@ -85,14 +85,12 @@ class Faults:
         self._world.history.forged.add(value)
         size = self._world.block_bytes
         request = REQUEST.pack(PLAIN_WRITE, bytes(8), 0, size) + value * (size // 8)
-        return (
-            wire.changes_header(owner.node.state.record.epoch - 1, owner.primary.issued + 1, 0, len(request)) + request
-        )
+        return wire.changes_header(owner.record.epoch - 1, owner.primary.issued + 1, 0, len(request)) + request
 
     def _stale_owner(self) -> None:
         """An owner of an older epoch connects and sends all it has, without waiting."""
         owner, follower = self._world.owner.process, self._world.secondary.process
-        if not isinstance(owner, Owner) or not isinstance(follower, Follower):
+        if not isinstance(owner, Owner) or not isinstance(follower, Follower) or follower.record.epoch == 1:
             return
         ghost = SimpleNamespace(
             world=self._world, node=SimpleNamespace(name="stale owner"), alive=False, point=lambda: None
@@ -100,13 +98,12 @@ class Faults:
         connection = Connection(ghost, follower, 1 << 20)  # type: ignore[arg-type]
         connection.forged = True
         self._world.connections.append(connection)
-        record = follower.node.state.record
-        hello = replace(owner.hello(), record=replace(record, epoch=record.epoch - 1))
-        message = {"full": False, "first": owner.primary.issued + 1, "lineage": hello.lineage}
-        connection.ends[0].network += PREFACE + wire.encode_object(Kind.HELLO, record.epoch - 1, hello.encode())
-        connection.ends[0].network += wire.encode_object(Kind.OPEN, record.epoch - 1, message) + self._forged_change(
-            owner
-        )
+        record = replace(follower.record, epoch=follower.record.epoch - 1)
+        hello = replace(owner.hello(), record=record)
+        full = record.alone
+        message = {"full": full, "first": 0 if full else owner.primary.issued + 1, "lineage": hello.lineage}
+        connection.ends[0].network += PREFACE + wire.encode_object(Kind.HELLO, record.epoch, hello.encode())
+        connection.ends[0].network += wire.encode_object(Kind.OPEN, record.epoch, message) + self._forged_change(owner)
         connection.ends[0].closed = True
         self._world.run(follower, follower.accept, connection)
         self._world.happened("stale owner connects")

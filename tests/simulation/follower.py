@@ -1,16 +1,17 @@
-"""The secondary's process: mirrors ``dataplane.follower.Follower``, method by method."""
+"""The secondary's process: mirrors ``dataplane.follower.Follower``; what it agrees to is ``replication.opening``."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from stortrends_ha.errors import ProtocolError, StorageError
+from stortrends_ha.errors import StorageError
 from stortrends_ha.protocol import link as wire
-from stortrends_ha.protocol.link import PREFACE, Kind
-from stortrends_ha.replication import session
+from stortrends_ha.protocol.link import Kind
+from stortrends_ha.record import Record
+from stortrends_ha.replication import opening
+from stortrends_ha.replication.opening import Joined
 from stortrends_ha.replication.secondary import Secondary
-from stortrends_ha.replication.session import Hello
 
 from .checks import Violation
-from .link import Connection, End, Talk, receive_frame, receive_preface
+from .link import Connection, End
 from .node import Node, Process
 
 if TYPE_CHECKING:
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class Follower(Process):
-    """See the module."""
+    """See the module. Implements ``opening.Joiner``."""
 
-    def __init__(self, world: "World", node: Node) -> None:
-        super().__init__(world, node)
+    def __init__(self, world: "World", node: Node, record: Record) -> None:
+        super().__init__(world, node, record)
         self.link: End | None = None
         self._receiving: End | None = None
         # Replica.look_if_blank
@@ -34,47 +35,32 @@ class Follower(Process):
             raise Violation("the secondary applies a change of a session that has ended (rule 6)")
         self.world.history.secondary_applied(volume, offset, data)
 
+    def follow(self, record: Record) -> None:
+        """Mirrors ``follow``."""
+        if record != self.record:
+            for end in self.ends():
+                end.close(f"the record has changed: {record}")
+            self.record = record
+
+    # --- Opening ------------------------------------------------------------------------------------
+
     def accept(self, connection: Connection) -> None:
         """Mirrors ``_accept`` and ``_open``."""
         end = connection.ends[1]
-        end.talk(self._negotiate(end))
+        end.talk(opening.as_secondary(self), lambda joined: self._open_session(end, joined))
 
-    def _negotiate(self, end: End) -> Talk:
-        yield from receive_preface()
-        frame = yield from receive_frame()
-        if frame.kind != Kind.HELLO:
-            raise ProtocolError("it did not begin with HELLO")
-        theirs = Hello.decode(wire.decode_object(frame.payload))
-        mine = self.hello()
-        reason = self.failure or session.refusal(mine, theirs, theirs)
-        if reason:
-            data = PREFACE + wire.encode_object(Kind.REFUSE, self.node.state.record.epoch, {"reason": reason})
-            end.send([data], len(data))
-            self.world.count["sessions refused"] += 1
-            end.close(f"refused: {reason}")
-            return
-        epoch = theirs.record.epoch
-        data = PREFACE + wire.encode_object(Kind.HELLO, epoch, mine.encode())
-        end.send([data], len(data))
-        frame = yield from receive_frame(epoch)
-        if frame.kind == Kind.REFUSE:
-            end.close("refused by the owner")
-            return
-        if frame.kind != Kind.OPEN:
-            raise ProtocolError("OPEN did not follow HELLO")
-        self._open_session(end, theirs, wire.decode_object(frame.payload))
+    def obstacle(self) -> str:
+        """See ``Joiner``."""
+        return self.failure
 
-    def _open_session(self, end: End, theirs: Hello, message: dict[str, Any]) -> None:
-        first, full, lineage = message["first"], message["full"], message["lineage"]
-        mine = self.hello()
-        if self.failure or session.refusal(mine, theirs, theirs):
-            raise ProtocolError("an OPEN that has been overtaken by another session, or by a failure of this replica")
-        if lineage != theirs.lineage or not session.may_follow(mine, lineage, full):
-            raise ProtocolError("a session that this replica must not have")
+    def begin(self, lineage: str, full: bool) -> None:
+        """See ``Joiner``."""
         if self.link is not None:
             self.link.close("the owner has connected anew")
-        self.update(record=theirs.record, lineage=lineage, open=True, needs_sync=full)
-        secondary = Secondary(self.stores, theirs.record.epoch, end, first, self._synced)
+        self.begin_state(lineage=lineage, needs_sync=full)
+
+    def _open_session(self, end: End, joined: Joined) -> None:
+        secondary = Secondary(self.stores, self.record.epoch, end, joined.first, self._synced)
         self.link = end
         end.run(
             lambda view, length: self._receive(end, secondary, view, length),
@@ -82,8 +68,9 @@ class Follower(Process):
             self._lost,
             lambda: secondary.behind,
         )
-        opened = wire.frame(Kind.OPENED, theirs.record.epoch)
-        end.send([opened], len(opened))
+        end.send([joined.opened], len(joined.opened))
+
+    # --- The session --------------------------------------------------------------------------------
 
     def _receive(self, end: End, secondary: Secondary, view: memoryview, length: int) -> int:
         if self.failure:
@@ -98,8 +85,9 @@ class Follower(Process):
             self._receiving = None
 
     def _synced(self) -> None:
-        self.update(needs_sync=False, lost_cache=False)
-        self.world.history.synced()
+        self.update(needs_sync=False, lost_cache=False, open=False)
+        self.unclean = False
+        self.world.count["syncs ended"] += 1
 
     def _lost(self, _: str) -> None:
         self.link = None
@@ -108,7 +96,7 @@ class Follower(Process):
         """Mirrors ``Follower._failed``."""
         end = self.link
         if end is not None:
-            message = wire.encode_object(Kind.FAILED, self.node.state.record.epoch, {"reason": self.failure})
+            message = wire.encode_object(Kind.FAILED, self.record.epoch, {"reason": self.failure})
             end.send([message], len(message))
             end.close("this node's disk failed")
 
@@ -116,4 +104,4 @@ class Follower(Process):
         """Mirrors ``Follower.stop``."""
         for end in self.ends():
             end.close("this node stops")
-        self.close(clean=not self.failure)
+        self.close(clean=not (self.failure or self.unclean))

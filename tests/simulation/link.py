@@ -4,20 +4,17 @@ An ``End`` does what ``dataplane.link_socket.LinkSocket`` and its ``Sender`` do:
 backlog; while the session is being opened a generator takes the input, frame by frame, then a receiver does.
 """
 
-from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from stortrends_ha.errors import PeerFailedError, ProtocolError, StorageError
-from stortrends_ha.protocol import link as wire
-from stortrends_ha.protocol.link import HEADER, PREFACE, Frame
+from stortrends_ha.errors import PeerFailedError, ProtocolError, SessionRefusedError, StorageError
 from stortrends_ha.replication.interfaces import Buffer
+from stortrends_ha.replication.opening import Talk
 
 from .checks import Violation
 
 if TYPE_CHECKING:
     from .node import Process
-
-Talk = Generator[int, bytes, None]  # yields how many bytes it wants next, is sent them
 
 
 class Connection:
@@ -48,7 +45,8 @@ class End:
         self.backlog = bytearray()  # what the network has not taken
         self.closed = False
         self._input = bytearray()
-        self._talk: Talk | None = None
+        self._talk: Talk[Any] | None = None
+        self._agreed: Callable[[Any], None] = lambda _result: None
         self._wanted = 0
         self._receiver: Callable[[memoryview, int], int] | None = None
         self._lost: Callable[[str], None] = lambda _why: None
@@ -83,12 +81,12 @@ class End:
         if not self.backlog:
             self._drained()
 
-    # --- Receiving: mirrors receive_frame, LinkSocket.run, _on_readable ------------------------------------
+    # --- Receiving: mirrors carry_out, LinkSocket.run, _on_readable ------------------------------------
 
-    def talk(self, talk: Talk) -> None:
-        """Let a generator take the input until it ends."""
-        self._talk = talk
-        self._wanted = next(talk)
+    def talk(self, talk: Talk[Any], agreed: Callable[[Any], None]) -> None:
+        """Let an opening talk take the input until it ends; ``agreed`` gets what it returns, in the same turn."""
+        self._talk, self._agreed = talk, agreed
+        self._go_on(None)
 
     def run(
         self,
@@ -122,12 +120,25 @@ class End:
             self._receive_stream(self._receiver)
             self._wait_if_behind()
 
-    def _go_on(self, piece: bytes) -> None:
+    def _go_on(self, piece: bytes | None) -> None:
         assert self._talk is not None
         try:
-            self._wanted = self._talk.send(piece)
-        except StopIteration:
+            step = next(self._talk) if piece is None else self._talk.send(piece)
+            while not isinstance(step, int):
+                self.send([step], len(step))
+                step = self._talk.send(b"")
+            self._wanted = step
+        except StopIteration as end:
             self._talk = None
+            self._agreed(end.value)
+        except SessionRefusedError as e:
+            self._talk = None
+            self.process.refused(e)
+            self.close(f"refused: {e}")
+        except StorageError as e:
+            self._talk = None
+            self.process.fail(e)
+            self.close(str(e))
         except ProtocolError as e:
             self._talk = None
             self.process.world.note("%s: opening failed: %s", self.process.node.name, e)
@@ -160,19 +171,3 @@ class End:
         self.closed = True
         self.backlog.clear()
         self._talk = None
-
-
-def receive_frame(epoch: int | None = None) -> Generator[int, bytes, Frame]:
-    """Mirrors ``link_socket.receive_frame``."""
-    header = yield HEADER.size
-    data = memoryview(header + (yield HEADER.unpack(header)[3]))
-    frame = wire.next_frame(data, 0, len(data), epoch)
-    if frame is None or frame.kind == wire.Kind.CHANGES:
-        raise ProtocolError("changes before the session was open")
-    return frame
-
-
-def receive_preface() -> Generator[int, bytes, None]:
-    """Mirrors ``link_socket.receive_preface``."""
-    if (yield len(PREFACE)) != PREFACE:
-        raise ProtocolError("it does not speak the link protocol")

@@ -1,14 +1,16 @@
 """A node: what of it survives a process and what a power loss, and what owner and follower processes share.
 
-``Process`` mirrors ``dataplane.replica.Replica`` and ``storage.state.StateFile``. A process is killed by raising
-``Killed`` out of any call that the code under test makes to the world: ``point`` is in all of them.
+``Process`` mirrors ``dataplane.replica.Replica`` and ``storage.state.StateFile``; it acts for the record it is told.
+A process is killed by raising ``Killed`` out of any call that the code under test makes to the world: ``point`` is in
+all of them.
 """
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from stortrends_ha.errors import StorageError, SyncFailedError
-from stortrends_ha.replication.session import Hello, Record
+from stortrends_ha.errors import SessionRefusedError, StorageError, SyncFailedError
+from stortrends_ha.record import Record
+from stortrends_ha.replication.session import Hello
 from stortrends_ha.storage.state import ReplicaState
 
 from .disk import Disk, Store
@@ -30,7 +32,7 @@ class Node:
         self.name = name
         self.disks = disks
         self.boot = 1
-        self.state = ReplicaState(Record(1, "node-a", ("node-a", "node-b")))  # durable
+        self.state = ReplicaState()  # durable
         self.process: Process | None = None
         self.faults: dict[str, int] = {}  # kind of store error -> how many more calls go well
         self.kill_in: int | None = None  # how many more calls the process makes before it is killed
@@ -54,7 +56,8 @@ class Node:
     @property
     def in_sync(self) -> bool:
         """Whether the secondary could take over."""
-        return bool(self.state.lineage) and not (self.state.needs_sync or self.lost_cache)
+        by_record = self.name in self.world.record.in_sync
+        return by_record and bool(self.state.lineage) and not (self.state.needs_sync or self.lost_cache)
 
 
 class Process:
@@ -62,14 +65,15 @@ class Process:
 
     input = memoryview(b"")
 
-    def __init__(self, world: "World", node: Node) -> None:
+    def __init__(self, world: "World", node: Node, record: Record) -> None:
         self.world = world
         self.node = node
+        self.record = record
         self.alive = True
         self.failure = ""
         self.blank = False
         # StateFile.__init__
-        self.was_open = node.state.open
+        self.unclean = node.state.open
         if node.state.boot_id not in ("", str(node.boot)):
             self.update(lost_cache=True, boot_id=str(node.boot))
         self.stores = [Store(self, volume) for volume in range(len(node.disks))]
@@ -90,20 +94,22 @@ class Process:
     def update(self, **changes: Any) -> None:
         """Mirrors ``StateFile.update``."""
         self.point()
-        if changes.get("open"):
-            changes["boot_id"] = str(self.node.boot)
         self.node.state = replace(self.node.state, **changes)
         self.point()
 
-    def hello(self, unclean: bool = False) -> Hello:
+    def begin_state(self, **changes: Any) -> None:
+        """Mirrors ``StateFile.begin``."""
+        self.update(boot_id=str(self.node.boot), **changes)
+
+    def hello(self) -> Hello:
         """Mirrors ``Replica.hello``."""
         state = self.node.state
         return Hello(
             cluster="c", group="g", node=self.node.name, peer=self.world.peer_of(self.node).name,
-            protocols=(1, 1), software="0", record=state.record,
+            protocols=(1, 1), software="0", record=self.record,
             volumes=tuple((f"v{number}", disk.size_bytes) for number, disk in enumerate(self.node.disks)),
             lineage=state.lineage, blank=self.blank and not state.lineage,
-            lost_cache=state.lost_cache, needs_sync=state.needs_sync, unclean=unclean,
+            lost_cache=state.lost_cache, needs_sync=state.needs_sync, unclean=self.unclean,
         )  # fmt: skip
 
     def fail(self, error: StorageError) -> None:
@@ -119,6 +125,11 @@ class Process:
     def on_failure(self) -> None:
         """The role's part of ``fail``."""
         raise NotImplementedError
+
+    def refused(self, error: SessionRefusedError) -> None:
+        """A session was refused, by this node or its peer."""
+        self.world.note("%s: session refused: %s", self.node.name, error)
+        self.world.count["sessions refused" + ", for the moment" * error.passing] += 1
 
     def close(self, clean: bool) -> None:
         """Mirrors ``Replica.close``, and the end of the process: an error ends it, too."""

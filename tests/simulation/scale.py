@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 from stortrends_ha import limits
 from stortrends_ha.protocol import nbd_transmission
-from stortrends_ha.replication import ordering, primary, resync, secondary
+from stortrends_ha.replication import ordering, primary, resync, secondary, stream
 
-_MODULES = (nbd_transmission, ordering, primary, resync, secondary)
+_MODULES = (nbd_transmission, ordering, primary, resync, secondary, stream)
 _COUNTS = {"REQUESTS_PER_BATCH": 6, "ORDER_REGIONS": 24, "ORDER_REGIONS_PER_CHANGE": 4, "COMPARE_BLOCKS_IN_FLIGHT": 3}
 _LENGTHS = (
     "WRITE_WHOLE_BYTES", "WRITE_PIECE_BYTES", "LINK_BACKLOG_BYTES", "ORDER_REGION_BYTES", "COMPARE_BLOCK_BYTES",

@@ -15,11 +15,15 @@ from stortrends_ha.protocol import link as wire
 from stortrends_ha.protocol.nbd_transmission import OP_WRITE
 from stortrends_ha.replication import session
 from stortrends_ha.replication.ordering import RegionsInFlight
-from stortrends_ha.replication.primary import Entry, Primary, _ResyncEnd
+from stortrends_ha.replication.primary import Primary
+from stortrends_ha.replication.stream import ResyncEnd
+from stortrends_ha.replication.window import Entry
+from stortrends_ha.replication.write_through import UNLIMITED, WriteThrough
 
 from .checks import Violation
 from .follower import Follower
 from .node import Process
+from .owner import Owner
 from .run import RunFailed, run
 
 _SEEDS = 150  # within which it must be noticed
@@ -33,10 +37,10 @@ def answers_without_the_ack(patch: Patch) -> None:
 
     def mutant(self: Primary, *arguments: Any) -> int:
         result = submit(self, *arguments)
-        entry = self._window[-1]
-        replies, entry.replies = entry.replies, [b""] * len(entry.replies)
-        assert entry.client is not None
-        entry.client.answer(b"".join(replies))
+        if self._window and (client := self._window[-1].client) is not None:
+            entry = self._window[-1]
+            replies, entry.replies = entry.replies, [b""] * len(entry.replies)
+            client.answer(b"".join(replies))
         return result
 
     patch.setattr(Primary, "submit", mutant)
@@ -74,7 +78,7 @@ def goes_on_alone(patch: Patch) -> None:
     def mutant(self: Primary) -> None:
         close_session(self)
         self._unsent.clear()
-        if self.acked < self.issued and not self.failed:
+        if not self._alone and self.acked < self.issued and not self.failed:
             self._acknowledged(self.issued)
 
     patch.setattr(Primary, "close_session", mutant)
@@ -87,7 +91,8 @@ def takes_frames_of_any_epoch(patch: Patch) -> None:
 
 
 def opens_sessions_of_any_epoch(patch: Patch) -> None:
-    """Rule 6: the record of the peer is not looked at."""
+    """Rule 6: the record of the peer is not looked at; nor is the epoch of a frame, which would keep the rule, too."""
+    takes_frames_of_any_epoch(patch)
     patch.setattr(session, "_record_differences", lambda *_: [])
 
 
@@ -139,6 +144,7 @@ def does_not_compare_after_a_kill(patch: Patch) -> None:
     """Rule 9: an owner that was killed goes on as if nothing was under way."""
     plan = session.plan
     patch.setattr(session, "plan", lambda owner, secondary: plan(replace(owner, unclean=False), secondary))
+    patch.setattr(Owner, "peer_unfit", property(lambda self: bool(self.unfit)))
 
 
 def does_not_notice_that_the_secondary_lost_its_cache(patch: Patch) -> None:
@@ -158,7 +164,7 @@ def ends_a_sync_without_a_flush(patch: Patch) -> None:
     flush = Primary.flush
 
     def mutant(self: Primary, client: Any, volume: int, replies: list[bytes]) -> None:
-        if isinstance(client, _ResyncEnd):
+        if isinstance(client, ResyncEnd):
             client.answer(b"")
         else:
             flush(self, client, volume, replies)
@@ -172,7 +178,7 @@ def serves_before_the_first_session(patch: Patch) -> None:
 
     def mutant(self: Primary, *arguments: Any, **named: Any) -> None:
         init(self, *arguments, **named)
-        self.opened, self._stopped = True, False
+        self.opened, self._flow.stopped = True, False
 
     patch.setattr(Primary, "__init__", mutant)
 
@@ -192,6 +198,33 @@ def takes_without_bound(patch: Patch) -> None:
     patch.setattr(Primary, "full", property(lambda _: False))
 
 
+def answers_alone_what_is_not_stable(patch: Patch) -> None:
+    """Rule 1: an owner that is alone answers what only its cache has."""
+    init = WriteThrough.__init__
+
+    def mutant(self: WriteThrough, *arguments: Any) -> None:
+        init(self, *arguments)
+        self._stable = [UNLIMITED for _ in self._stable]
+
+    patch.setattr(WriteThrough, "__init__", mutant)
+
+
+def settles_without_a_flush(patch: Patch) -> None:
+    """Rule 1: an owner that goes alone says that it has settled before what was cached is stable."""
+    patch.setattr(WriteThrough, "settle", lambda _self, settled: settled())
+
+
+def forgets_that_the_peer_may_have_been_added(patch: Patch) -> None:
+    """Rule 9: an owner answers alone when its session breaks, though the record may have the peer in sync by then."""
+    patch.setattr(Primary, "lock", lambda _: None)
+
+
+def adds_a_peer_that_answers_do_not_wait_for(patch: Patch) -> None:
+    """Rule 9: the secondary is joinable while answers do not wait for it yet."""
+    patch.setattr(Primary, "resync_copied", lambda _: None)
+    patch.setattr(Primary, "joinable", property(lambda self: self._synced and self._link is not None))
+
+
 # What the simulation says when the rule is missing.
 RULES: list[tuple[Callable[[Patch], None], str]] = [
     (answers_without_the_ack, "before the secondary applied"),
@@ -207,6 +240,10 @@ RULES: list[tuple[Callable[[Patch], None], str]] = [
     (does_not_compare_after_a_kill, "the replicas differ"),
     (does_not_notice_that_the_secondary_lost_its_cache, "which the secondary lacks"),
     (ends_a_sync_without_a_flush, "is not stable"),
+    (answers_alone_what_is_not_stable, "was stable on the owner"),
+    (settles_without_a_flush, "had to be stable|is not stable"),
+    (forgets_that_the_peer_may_have_been_added, "counts as in sync and lacks|before the secondary applied"),
+    (adds_a_peer_that_answers_do_not_wait_for, "counts as in sync and lacks|before the secondary applied"),
     (serves_before_the_first_session, "which the secondary lacks"),
     (goes_on_with_a_failed_replica, "before the owner applied it"),
     (holds_reads_without_bound, "rule 15"),

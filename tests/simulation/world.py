@@ -7,9 +7,10 @@ disks, some tiny windows, some no power losses. Nothing depends on time, hashing
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from random import Random
 from typing import Any, TypeVar
+
+from stortrends_ha.record import Record
 
 from .checks import History, Violation
 from .clients import DISK_READS, User
@@ -20,6 +21,7 @@ from .link import Connection
 from .node import Killed, Node, Process
 from .owner import Owner
 from .scale import Limits
+from .supervisor import Supervisor
 
 T = TypeVar("T")
 TRACE_EVENTS = 60
@@ -54,6 +56,7 @@ class World:
         self._trace: deque[tuple[int, str, tuple[Any, ...]]] = deque(maxlen=TRACE_EVENTS)
         self._value = 0
 
+        self.record = Record(1, "node-a", ("node-a",))  # in the arbiter
         self.nodes = [Node(self, name, self._disks(volumes)) for name in ("node-a", "node-b")]
         self.owner, self.secondary = self.nodes
         self.history = History(self, self.volume_bytes // self.block_bytes, self.block_bytes, volumes)
@@ -63,10 +66,11 @@ class World:
         self.settling = False
         self.held_for_good = False
         self._faults = Faults(self)
+        self.supervisor = Supervisor(self)
         self._events = (
             (self._request, 15), (self._feed, 20), (self._network, 40), (self._drain, 10), (self._end_sync, 8),
             (self._end_disk_read, 4), (self._do_soon, 20), (self._connect, 4), (self._ping, 1), (self._start, 4),
-            (self._end_stop, 2),
+            (self._end_stop, 2), (self.supervisor.order, 8), (self.supervisor.decide, 4),
         )  # fmt: skip
         self._weights = [weight * random.choice((0.3, 1, 3)) for _, weight in self._events]
 
@@ -165,7 +169,7 @@ class World:
 
     def held(self) -> None:
         """The owner lost its cache and the secondary did not: nothing is served until it has, too (or owns)."""
-        if not self.secondary.state.boot_id:  # it was stopped in order: even then it would lack nothing
+        if self.record.alone or not self.secondary.state.boot_id:  # or it was stopped in order: it would lack nothing
             self.held_for_good = True
         elif self.settling or self.random.random() < 0.2:
             self.power_loss(self.secondary)
@@ -176,11 +180,11 @@ class World:
         batch = limits["REQUESTS_PER_BATCH"] + 2 + len(self.users) * DISK_READS
         waiting = primary.unanswered
         if waiting > self.window_changes + batch:
-            waiting -= sum(len(entry.changes) for entry in primary._window if entry.client is None)  # of the resync
-        if waiting > self.window_changes + batch:
             raise Violation(
                 f"{waiting} changes, flushes and reads wait; the bound is {self.window_changes} and a batch (rule 15)"
             )
+        if owner.alive and primary.full and not (primary._flow.stopped or primary._unwaited):
+            raise Violation("the window is full, and nobody is paused (rule 15)")
         if primary.bytes_in_flight > self.window_bytes + limits["INPUT_BUFFER_BYTES"] + copied:
             raise Violation(
                 f"{primary.bytes_in_flight} bytes in flight; the bound is {self.window_bytes} and a batch (rule 15)"
@@ -299,11 +303,10 @@ class World:
                 self.happened(f"failed replica started again: {node.name}")
                 self.ended(process)
             return bool(process.failure)
-        if node is self.owner and self.random.random() < 0.2:  # an operator, or the ownership work to come
-            node.state = replace(node.state, record=replace(node.state.record, epoch=node.state.record.epoch + 1))
-            self.happened("new epoch")
+        if node is self.owner and not self.supervisor.may_lead():
+            return False
         try:
-            node.process = Owner(self, node) if node is self.owner else Follower(self, node)
+            node.process = (Owner if node is self.owner else Follower)(self, node, self.record)
         except Killed:
             self.happened(f"kill at the start: {node.name}")
             return True

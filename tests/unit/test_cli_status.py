@@ -14,9 +14,11 @@ from stortrends_ha.cli.main import main
 
 CONFIG = """\
 cluster: test
+key_file: cluster.key
+arbiter: {{kind: manual}}
 nodes:
-  node-a: {{address: 127.0.0.1, state_dir: {dir}/a, metrics: 127.0.0.1:9811}}
-  node-b: {{address: 127.0.0.1, state_dir: {dir}/b, metrics: 127.0.0.1:9812}}
+  node-a: {{address: 127.0.0.1, state_dir: {dir}/a, metrics: 127.0.0.1:9811, heartbeat: [127.0.0.1:7811]}}
+  node-b: {{address: 127.0.0.1, state_dir: {dir}/b, metrics: 127.0.0.1:9812, heartbeat: [127.0.0.1:7812]}}
 groups:
   rg-a:
     preferred_owner: node-a
@@ -34,6 +36,12 @@ def status(node: str = "node-a", **changes: Any) -> dict[str, Any]:
         "why": "",
         "epoch": 7,
         "owner": "node-a",
+        "in_sync": ["node-a", "node-b"],
+        "phase": "leading" if primary else "following",
+        "serving": primary,
+        "arbiter": "",
+        "last_move": None,
+        "addresses": "",
         "link": {
             "state": "connected",
             "peer": "node-b" if primary else "node-a",
@@ -57,21 +65,39 @@ def status(node: str = "node-a", **changes: Any) -> dict[str, Any]:
         "version": "0.1.0",
         "pid": 4242,
         "uptime_s": 200.0,
-        "nodes": {"node-a": {"state": "up"}, "node-b": {"state": "up"}},
+        "nodes": {name: {"state": "up", "drained": False, "stopping": False} for name in ("node-a", "node-b")},
+        "heartbeats": [path("10.0.0.1:7800"), path("10.1.0.1:7800")],
         "groups": {"rg-a": group},
     }
 
 
-def page(capsys: pytest.CaptureFixture[str], *nodes: dict[str, Any]) -> str:
-    report.show({node["node"]: node for node in nodes})
+def path(own: str) -> dict[str, Any]:
+    """A heartbeat path that is well."""
+    return {
+        "own": own, "peer": own.replace("0.1:", "0.2:"), "silent_s": 0.05, "sent": 2000, "received": 1990,
+        "dropped": 3, "why": "",
+    }  # fmt: skip
+
+
+def moved(kind: str = "handover", ago_s: float = 200.0) -> dict[str, Any]:
+    return {"kind": kind, "duration_ms": 84.4, "ago_s": ago_s}
+
+
+def page(capsys: pytest.CaptureFixture[str], *nodes: dict[str, Any], verbose: bool = False) -> str:
+    report.show({node["node"]: node for node in nodes}, verbose=verbose)
     return capsys.readouterr().out
+
+
+def below(capsys: pytest.CaptureFixture[str], *nodes: dict[str, Any], verbose: bool = False) -> str:
+    """What is said below the tables, in one line."""
+    return " ".join(page(capsys, *nodes, verbose=verbose).rpartition("\n\n")[2].split())
 
 
 def test_the_page_has_nodes_groups_and_volumes(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line.split() for line in page(capsys, status(), status("node-b")).splitlines()]
     assert ["node-a", "up", "0.1.0", "3", "min", "pid", "4242"] in lines
-    assert ["rg-a", "node-a", "primary", "in-sync", "node-a", "7", "connected", "0.21", "ms", "-"] in lines
-    assert ["node-b", "secondary", "in-sync", "node-a", "7", "connected", "-", "-"] in lines
+    assert ["rg-a", "node-a", "both", "7", "node-a", "in-sync", "connected", "0.21", "ms", "-"] in lines
+    assert ["node-b", "in-sync", "connected", "-", "-"] in lines
     assert ["nbd://192.168.100.11:10809/vm-a", "1", "GiB", "31", "120", "0.5", "71,823", "280.6"] in lines
 
 
@@ -80,7 +106,10 @@ def test_the_page_fits_80_columns_and_has_no_colours_in_a_pipe(
 ) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     why = "no link to node-b (Connection refused): 32 requests of clients are held until it is back " * 3
-    text = page(capsys, status(state="connecting", why=why), status("node-b", state="connecting", why=why))
+    link = status()["groups"]["rg-a"]["link"] | {"state": "connecting", "round_trip_ms": 12.34}
+    bad: dict[str, Any] = {"state": "connecting", "why": why, "link": link, "arbiter": why, "addresses": why,
+                           "last_move": moved(), "in_sync": ["node-a"]}  # fmt: skip
+    text = page(capsys, status(**bad), status("node-b", **bad), verbose=True)
     assert max(map(len, text.splitlines())) <= 80
     assert "\x1b" not in text
 
@@ -106,6 +135,127 @@ def test_a_refused_link_and_a_resync_are_said_in_words(capsys: pytest.CaptureFix
     assert "The link of rg-a from node-a to node-b is refused: node-b is of cluster other.\n" in text
     assert "The resync of rg-a has done 256 MiB of 1 GiB.\n" in text
     assert "25%" in text
+
+
+def test_who_owns_and_who_is_in_sync_is_shown_as_each_node_knows_it(capsys: pytest.CaptureFixture[str]) -> None:
+    late = status("node-b", state="connecting", why="waiting", epoch=6)
+    lines = [line.split() for line in page(capsys, status(in_sync=["node-a"], state="alone"), late).splitlines()]
+    assert ["rg-a", "node-a", "node-a", "7", "node-a", "alone", "connected", "0.21", "ms", "-"] in lines
+    assert ["rg-a", "node-a", "both", "6", "node-b", "connecting", "connected", "-", "-"] in lines
+
+
+def test_a_drained_and_a_stopping_node_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    seen = status()
+    seen["nodes"]["node-a"]["drained"] = True
+    seen["nodes"]["node-b"]["stopping"] = True
+    text = page(capsys, seen)
+    assert "node-a  up, drained" in text
+    assert "node-b  up, stopping" in text
+    assert "node-a is drained: no group moves to it until: stortrends-ha undrain node-a" in text
+    assert "node-b is being stopped: its groups are handed over first." in text
+
+
+def test_only_a_silent_heartbeat_path_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    seen = status()
+    seen["heartbeats"][1] |= {"silent_s": 12.3, "why": "10.1.0.1:7800 to 10.1.0.2:7800: Network is unreachable"}
+    assert below(capsys, seen) == (
+        "node-a hears no heartbeat from 10.1.0.2:7800 on 10.1.0.1:7800 for 12 s: 10.1.0.1:7800 to 10.1.0.2:7800: "
+        "Network is unreachable."
+    )
+
+
+def test_a_path_of_rare_heartbeats_is_not_taken_for_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    seen = status()
+    for each in seen["heartbeats"]:
+        each |= {"sent": 20, "silent_s": 9.9}
+    assert below(capsys, seen) == ""
+
+
+def test_every_path_is_said_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    text = below(capsys, status(), verbose=True)
+    assert text.startswith("node-a hears heartbeats from 10.0.0.2:7800 on 10.0.0.1:7800 (1990 received, 3 dropped, 200")
+    assert text.count("hears heartbeats") == 2
+
+
+WITNESS = "the witness at 192.0.2.9:7801 cannot be asked: Connection refused"
+
+
+def test_an_arbiter_that_does_not_answer_is_one_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    seen = status(arbiter=WITNESS)
+    seen["groups"]["rg-b"] = seen["groups"]["rg-a"]
+    warning = (
+        f"Warning: {WITNESS}. Nothing changes while both nodes see each other; if a node fails now, the other one "
+        "holds."
+    )
+    assert below(capsys, seen) == warning
+    assert below(capsys, seen, status("node-b", arbiter=WITNESS, phase="following")) == warning
+
+
+def test_with_a_node_away_the_warning_says_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
+    seen = status(arbiter=WITNESS)
+    seen["nodes"]["node-b"]["state"] = "not answering"
+    text = below(capsys, seen)
+    assert text == f"Warning: {WITNESS}. Until that is over, no group can get another owner or another node in sync."
+
+
+def test_what_a_secondary_that_is_well_heard_of_the_arbiter_once_is_no_warning(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "Warning" not in page(capsys, status("node-b", arbiter=WITNESS))
+    assert "Warning" in page(capsys, status("node-b", arbiter=WITNESS, state="held", why="x"))
+
+
+def test_a_problem_with_floating_addresses_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    problem = "192.0.2.21/24 cannot be added to eth1: Operation not permitted."
+    assert below(capsys, status(addresses=problem)) == f"Addresses of rg-a on node-a: {problem}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "node", "owner", "words"),
+    [
+        ("handover", "node-a", "node-b", "rg-a moved to node-b 3 min ago; clients were held for 84 ms."),
+        ("takeover", "node-b", "node-b", "rg-a was taken over by node-b 3 min ago; clients were held for 84 ms."),
+        ("override", "node-b", "node-b", "rg-a was given to node-b by the operator's override 3 min ago."),
+    ],
+)
+def test_the_last_move_is_said(
+    capsys: pytest.CaptureFixture[str], kind: str, node: str, owner: str, words: str
+) -> None:
+    assert below(capsys, status(node, owner=owner, last_move=moved(kind))) == words
+
+
+def test_the_newest_move_counts_and_none_that_was_undone_by_one_that_only_the_other_node_saw(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    older, newer = status(last_move=moved(ago_s=600.0)), status("node-b", last_move=moved(ago_s=65.0))
+    assert below(capsys, older, newer) == "rg-a moved to node-a 1 min ago; clients were held for 84 ms."
+    assert "taken over" not in page(capsys, status("node-b", last_move=moved("takeover")))
+
+
+def test_an_old_move_is_said_only_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    old = status(owner="node-b", last_move=moved(ago_s=3 * 86400.0))
+    assert "moved" not in page(capsys, old)
+    assert below(capsys, old, verbose=True).endswith("rg-a moved to node-b 3 d ago; clients were held for 84 ms.")
+
+
+def test_the_link_to_a_node_that_is_gone_needs_no_words(capsys: pytest.CaptureFixture[str]) -> None:
+    link = status()["groups"]["rg-a"]["link"] | {"state": "connecting", "why": "Connection refused"}
+    seen = status(state="alone", why="node-b has not been heard for 12 s; it is synced when it is back", link=link)
+    assert "The link of" in page(capsys, seen)
+    seen["nodes"]["node-b"]["state"] = "not answering"
+    assert below(capsys, seen) == (
+        "rg-a on node-a is alone: node-b has not been heard for 12 s; it is synced when it is back."
+    )
+
+
+def test_states_have_colours_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    text = page(capsys, status(state="held", why="x"), status("node-b", state="alone", why="y"))
+    assert "\x1b[1;31mheld\x1b[0m" in text
+    assert "\x1b[33malone\x1b[0m" in text
 
 
 def test_when_all_is_well_nothing_is_said_below_the_tables(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,53 +1,47 @@
 """The configuration file: what loads, and what is said of each mistake."""
 
+import functools
+import itertools
 import os
+import re
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import config_texts
 import pytest
+from config_texts import REPOSITORY, TWO_MACHINES, VALID, changed, examples, problems_in
 
 from stortrends_ha.cli.check import check
-from stortrends_ha.config import Address, Cluster, Limits, Volume, load
-from stortrends_ha.config.document import Mapping, Problems, Scalar, Tree, parse
-from stortrends_ha.config.keys import EMPTY, FILE, Named, Table, walk
+from stortrends_ha.config import (
+    Address,
+    Cluster,
+    Etcd,
+    Fencing,
+    Limits,
+    Manual,
+    Volume,
+    Witness,
+    load,
+)
+from stortrends_ha.config.document import Mapping, Problems, Scalar, Sequence, Tree, parse
+from stortrends_ha.config.keys import FILE
+from stortrends_ha.config.kinds import (
+    EMPTY,
+    EMPTY_LIST,
+    Choice,
+    Kind,
+    ListOf,
+    Named,
+    PerNode,
+    Table,
+    tables_below,
+    walk,
+)
 from stortrends_ha.config.reference import reference_table
 from stortrends_ha.errors import ConfigError
 
-REPOSITORY = Path(__file__).parents[2]
-EXAMPLE = REPOSITORY / "config" / "cluster.example.yaml"
 REFERENCE = REPOSITORY / "docs" / "configuration.md"
-
-VALID = """\
-cluster: demo
-nodes:
-  node-a: {address: 127.0.0.1, state_dir: state-a, metrics: 127.0.0.1:9811}
-  node-b: {address: 127.0.0.1, state_dir: state-b, metrics: 127.0.0.1:9812}
-groups:
-  rg-a:
-    preferred_owner: node-a
-    nbd: 127.0.0.1:10809
-    nbd_unix: {node-a: a.sock}
-    link_ports: {node-a: 7801, node-b: 7802}
-    volumes:
-      vm-a:
-        size: 1GiB
-        backing: {node-a: a/vm-a.img, node-b: /dev/vg0/vm-a}
-  rg-b:
-    preferred_owner: node-b
-    nbd: 127.0.0.1:10810
-    link_ports: {node-a: 7803, node-b: 7804}
-    volumes:
-      vm-b:
-        size: 4096
-        backing: {node-a: a/vm-b.img, node-b: b/vm-b.img}
-        read_only: true
-        block: {minimum: 512, preferred: 1MiB, maximum: 2MiB}
-        description: the second one
-limits: {connections: 3, link_timeout_s: 0.5}
-"""
-TWO_MACHINES = VALID.replace("node-b: {address: 127.0.0.1", "node-b: {address: 192.0.2.2").replace(
-    "node-a: {address: 127.0.0.1", "node-a: {address: 192.0.2.1"
-)
 
 VM_A = "groups.rg-a.volumes.vm-a"
 VM_B = "groups.rg-b.volumes.vm-b"
@@ -58,25 +52,15 @@ ProblemsOf = Callable[..., list[str]]
 
 @pytest.fixture
 def load_text(tmp_path: Path) -> Load:
-    def load_text(text: str) -> Cluster:
-        file = tmp_path / "cluster.yaml"
-        file.write_text(text, encoding="utf-8")
-        return load(file)
-
-    return load_text
+    return functools.partial(config_texts.load_text, tmp_path)
 
 
 @pytest.fixture
-def problems_of(load_text: Load) -> ProblemsOf:
+def problems_of(tmp_path: Path) -> ProblemsOf:
     """The problems in the valid file after replacing some of its text."""
 
     def problems_of(*changes: tuple[str, str], text: str = VALID) -> list[str]:
-        for old, new in changes:
-            assert old in text
-            text = text.replace(old, new, 1)
-        with pytest.raises(ConfigError) as caught:
-            load_text(text)
-        return caught.value.problems
+        return problems_in(tmp_path, changed(text, *changes))
 
     return problems_of
 
@@ -415,7 +399,7 @@ def test_an_unknown_key_brings_the_nearest_known_one(problems_of: ProblemsOf) ->
     ]
     assert problems_of(("read_only: true", "colour: red")) == [
         f"{VM_B}.colour: found an unknown key, "
-        "expected one of size, backing, read_only, block, description (line 23)"
+        "expected one of size, backing, read_only, block, description, cache (line 23)"
     ]
 
 
@@ -448,6 +432,18 @@ def test_there_are_exactly_two_nodes(load_text: Load, extra: str) -> None:
     assert f"nodes: found {found}, expected exactly 2 nodes by name (line 2)" in caught.value.problems
 
 
+def test_there_are_at_most_64_groups(problems_of: ProblemsOf) -> None:
+    groups = "".join(
+        f"  g{number}: {{preferred_owner: node-a, nbd: '127.0.0.1:{20000 + number}',"
+        f" link_ports: {{node-a: {21000 + number}, node-b: {22000 + number}}},"
+        f" volumes: {{v{number}: {{size: 1, backing: {{node-a: a{number}, node-b: b{number}}}}}}}}}\n"
+        for number in range(63)
+    )
+    assert problems_of(("groups:\n", f"groups:\n{groups}")) == [
+        "groups: found 65, expected 1 to 64 groups by name (line 5)"
+    ]
+
+
 def test_without_nodes_the_names_of_nodes_are_not_complained_about(problems_of: ProblemsOf) -> None:
     problems = problems_of(("nodes:", "nodes: 5\nlimits:"), ("limits: {", "#"))
     assert [problem.split(":")[0] for problem in problems] == ["nodes", "limits.node-a", "limits.node-b"]
@@ -457,7 +453,8 @@ def test_without_nodes_the_names_of_nodes_are_not_complained_about(problems_of: 
 def test_an_empty_file_lacks_every_required_key(load_text: Load, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_text(text)
-    assert [problem.split(":")[0] for problem in caught.value.problems] == ["cluster", "nodes", "groups"]
+    required = ["cluster", "key_file", "nodes", "arbiter", "groups"]
+    assert [problem.split(":")[0] for problem in caught.value.problems] == required
 
 
 @pytest.mark.parametrize(
@@ -473,7 +470,8 @@ def test_an_empty_file_lacks_every_required_key(load_text: Load, text: str) -> N
         ("a: 1\n---\nb: 2\n", "line 2: not readable as YAML: a second document begins here"),
         ("? [a]\n: b\n", "line 1: not readable as YAML: a mapping or list as a key"),
         ("a: " + "[" * 10000, "line 1: not readable as YAML: more than 16 levels deep"),
-        ("[]", "the file: found a list, expected a mapping with the keys cluster, nodes, groups, limits"),
+        ("a: [" + "x," * 257 + "]", "line 1: not readable as YAML: a list of more than 256 items"),
+        ("[]", "the file: found a list, expected a mapping with the keys cluster, key_file, nodes, arbiter, groups, "),
         ("demo", "the file: found 'demo', expected a mapping"),
     ],
 )
@@ -487,7 +485,7 @@ def test_what_cannot_be_read_is_one_problem_with_its_line(load_text: Load, text:
 def test_a_file_that_is_not_utf8_is_refused_with_the_line(tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_bytes(VALID.encode() + b"\xff\xfe")
-    with pytest.raises(ConfigError, match=r"cluster.yaml: the file is not UTF-8 text \(line 27\)"):
+    with pytest.raises(ConfigError, match=r"cluster.yaml: the file is not UTF-8 text \(line 29\)"):
         load(file)
 
 
@@ -520,56 +518,79 @@ def test_a_problem_is_one_line_whatever_the_file_holds(problems_of: ProblemsOf) 
 # The example and the reference say the same as the code.
 
 
-def example_values(table: Table, values: Tree, above: str = "") -> Iterator[tuple[str, Tree]]:
-    """Every key in the example, written as in the reference, with its value."""
-    assert isinstance(values, Mapping)
-    for name, value in values.entries.items():
-        path, kind = above + name, table.keys[name].kind
-        yield path, value
-        if isinstance(kind, Table):
-            yield from example_values(kind, value, f"{path}.")
-        elif isinstance(kind, Named):
-            assert isinstance(value, Mapping)
-            for entry in value.entries.values():
-                yield from example_values(kind.table, entry, f"{path}.<{kind.thing}>.")
+def example_values(kind: Kind, tree: Tree, name: str = "", path: str = "") -> Iterator[tuple[str, str, Tree]]:
+    """Every key in the example, written as in the reference, with its path and value."""
+    for below, table in tables_below(kind):
+        for path_to, of in entries_of(kind, tree, path):
+            assert isinstance(of, Mapping)
+            for key, value in of.entries.items():
+                found = f"{name}{below}{key}".lstrip("."), f"{path_to}.{key}".lstrip(".")
+                yield *found, value
+                yield from example_values(table.keys[key].kind, value, *found)
+
+
+def entries_of(kind: Kind, tree: Tree, path: str) -> Iterator[tuple[str, Tree]]:
+    """The tables in a value, with their paths."""
+    match kind, tree:
+        case (Named() | PerNode()), Mapping(entries):
+            yield from ((f"{path}.{name}", entry) for name, entry in entries.items())
+        case ListOf(), Sequence(items):
+            yield from ((f"{path}[{place}]", item) for place, item in enumerate(items))
+        case (Table() | Choice()), _:
+            yield path, tree
+
+
+def comment_above(text: str, path: str, problems: Problems) -> str:
+    """The comment above the line of a key."""
+    problems.add(path, "here")
+    with pytest.raises(ConfigError) as caught:
+        problems.raise_if_any()
+    said = next(said for said in caught.value.problems if said.startswith(f"{path}: "))
+    line = int(said.rpartition("(line ")[2].rstrip(")"))
+    above = itertools.takewhile(lambda said: said.lstrip().startswith("#"), reversed(text.splitlines()[: line - 1]))
+    return " ".join(said.lstrip("# ") for said in reversed(list(above)))
 
 
 def comments_in_example() -> dict[str, str]:
-    """The comment above each key, by the key's own name."""
+    """The first comment above each key, written as in the reference."""
     comments: dict[str, str] = {}
-    comment: list[str] = []
-    for line in EXAMPLE.read_text(encoding="utf-8").splitlines():
-        if line.lstrip().startswith("#"):
-            comment.append(line.lstrip("# "))
-            continue
-        key = line.partition(":")[0].strip()
-        if comment and key:
-            comments.setdefault(key, " ".join(comment))
-        comment = []
+    for text in examples():
+        tree = parse(text, problems := Problems())
+        for name, path, _ in example_values(FILE, tree):
+            if not comments.get(name):
+                comments[name] = comment_above(text, path, problems)
     return comments
 
 
-def test_the_example_loads_as_it_stands() -> None:
-    cluster = load(EXAMPLE)
+COMMENTS = comments_in_example()
+
+
+@pytest.mark.parametrize(("place", "kind"), [*enumerate([Witness, Etcd, Fencing, Manual])])
+def test_the_example_loads_as_it_stands_and_with_each_other_arbiter(load_text: Load, place: int, kind: type) -> None:
+    cluster = load_text(examples()[place])
     assert {group.preferred_owner for group in cluster.groups.values()} == set(cluster.nodes)
+    assert type(cluster.arbiter) is kind
+
+
+def test_the_compose_file_has_a_right_cluster() -> None:
+    assert load(REPOSITORY / "config" / "cluster.compose.yaml").name == "compose"
 
 
 def test_the_example_shows_every_key_and_the_true_defaults() -> None:
-    shown = dict(example_values(FILE, parse(EXAMPLE.read_text(encoding="utf-8"), Problems())))
-    keys = dict(walk())
+    shown = {name: value for text in examples() for name, _, value in example_values(FILE, parse(text, Problems()))}
+    keys = dict(walk(FILE))
     assert shown.keys() == keys.keys()
     for path, key in keys.items():
-        if key.default is not None and key.default != EMPTY:
+        if key.default not in (None, EMPTY, EMPTY_LIST) and not key.derive:
             assert shown[path] == Scalar(key.default.strip('"')), path
 
 
-@pytest.mark.parametrize("path", [path for path, _ in walk()])
+@pytest.mark.parametrize("path", [path for path, _ in walk(FILE)])
 def test_the_example_explains_each_key_with_its_default_and_unit(path: str) -> None:
-    key = dict(walk())[path]
-    comment = comments_in_example()[path.rpartition(".")[2]]
+    key = dict(walk(FILE))[path]
     default = "Required." if key.default is None else f"Default: {key.default}, "
-    assert default in comment
-    assert key.unit in comment
+    assert default in COMMENTS[path]
+    assert key.unit in COMMENTS[path]
 
 
 def test_the_reference_has_a_row_for_every_key() -> None:
@@ -581,13 +602,34 @@ def test_the_small_cluster_of_the_reference_loads(load_text: Load) -> None:
     assert load_text(section).name == "demo"
 
 
+def test_each_arbiter_of_the_reference_loads(load_text: Load) -> None:
+    text = REFERENCE.read_text(encoding="utf-8")
+    small = textwrap.dedent(text.partition("## A small cluster\n")[2].partition("##")[0])
+    section = text.partition("## The arbiter\n")[2].partition("\n## ")[0]
+    arbiters = re.findall(r"^    arbiter:.*\n(?:     .*\n)*", section, re.MULTILINE)
+    kinds = [type(load_text(re.sub("(?m)^arbiter: .*$", textwrap.dedent(of), small)).arbiter) for of in arbiters]
+    assert kinds == [Witness, Etcd, Fencing, Manual]
+
+
 # stortrends-ha check
 
 
-def test_check_describes_a_right_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def valid(tmp_path: Path) -> Path:
+    """The valid file, with its key."""
     file = tmp_path / "cluster.yaml"
     file.write_text(VALID, encoding="utf-8")
-    assert check(file) == 0
+    write_key(tmp_path / "cluster.key")
+    return file
+
+
+def write_key(path: Path) -> None:
+    path.write_text(os.urandom(32).hex())
+    path.chmod(0o600)
+
+
+def test_check_describes_a_right_file(valid: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(valid) == 0
     output = capsys.readouterr()
     assert output.err == ""
     for part in (
@@ -597,9 +639,56 @@ def test_check_describes_a_right_file(tmp_path: Path, capsys: pytest.CaptureFixt
         "node-b",
         "rg-a",
         "nbd://127.0.0.1:10809/vm-a",
+        "read-only",
+        "heartbeat at 127.0.0.1:7812",
+        "Who may go on alone is decided by the witness at 127.0.0.1:7900",
     ):
         assert part in output.out
-    assert "read-only" in output.out
+
+
+def test_check_describes_the_example_and_every_other_arbiter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+    for text in examples():
+        config_texts.load_text(tmp_path, text)
+        assert check(tmp_path / "cluster.yaml") == 0
+        said.append(capsys.readouterr().out)
+    assert re.search(r"floating address +203\.0\.113\.21/24 on eth1 of node-a, on eno2 of node-b\n", said[0])
+    for text, words in zip(
+        said, ("witness at 198", "etcd at http", "a fence agent: fence_ipmilan for node-a,", "operator"), strict=True
+    ):
+        assert words in text
+    assert "password_script" not in said[2]
+
+
+def test_check_says_what_is_wrong_with_a_key_that_is_here(valid: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = valid.parent / "cluster.key"
+    key.chmod(0o644)
+    assert check(valid) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    said, count = output.err.splitlines()
+    assert said.startswith(f"key_file: The key file {key} is open to others")
+    assert count == f"{valid}: 1 problem"
+
+
+def test_check_warns_of_a_key_that_is_not_here(valid: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = valid.parent / "cluster.key"
+    key.unlink()
+    assert check(valid) == 0
+    output = capsys.readouterr()
+    assert "is right" in output.out
+    (warning,) = output.err.splitlines()
+    assert warning == f"Not checked: the key file {key}, which is not on this machine."
+
+
+def test_check_compares_two_keys_that_are_here(valid: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.key", "b.key"):
+        write_key(valid.parent / name)
+    valid.write_text(changed(VALID, ("key_file: cluster.key", "key_file: {node-a: a.key, node-b: b.key}")))
+    assert check(valid) == 1
+    assert "key_file: node-a and node-b have different keys, expected the same" in capsys.readouterr().err
 
 
 def test_check_lists_every_problem_and_their_count_on_stderr(

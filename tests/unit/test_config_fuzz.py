@@ -11,18 +11,19 @@ from typing import Any
 
 import pytest
 import yaml
+from config_texts import EXAMPLE, examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stortrends_ha.config import Cluster, load
-from stortrends_ha.config.keys import walk
+from stortrends_ha.config import Cluster, Fencing, load
+from stortrends_ha.config.keys import FILE
+from stortrends_ha.config.kinds import walk
 from stortrends_ha.errors import ConfigError
 
-EXAMPLE = Path(__file__).parents[2] / "config" / "cluster.example.yaml"
 EXAMPLE_TEXT = EXAMPLE.read_text(encoding="utf-8")
-EXAMPLE_VALUES = yaml.safe_load(EXAMPLE_TEXT)
+EXAMPLES = [yaml.safe_load(text) for text in examples()]
 
-KEYS = sorted({path.rpartition(".")[2] for path, _ in walk()})
+KEYS = sorted({path.rpartition(".")[2] for path, _ in walk(FILE)})
 TELLING_TEXTS = [
     *(
         "",
@@ -41,6 +42,7 @@ TELLING_TEXTS = [
         "9" * 30,
         "1_000",
     ),
+    *("witness", "etcd", "fencing", "manual", "automatic", "never", "http://e:1", "192.0.2.21/24", "eth1"),
     *("node-a", "node-b", "node-c", "vm-a", "rg-a", "..", "/", "a/../b", "\0"),
     *(
         "[::1]:10809",
@@ -74,12 +76,20 @@ structures = st.recursive(
 def keep_promises(cluster: Cluster) -> None:
     assert len(cluster.nodes) == 2
     assert all(node.state_dir.is_absolute() for node in cluster.nodes.values())
+    assert cluster.key_file.keys() == cluster.nodes.keys()
+    first, second = (len(node.heartbeat) for node in cluster.nodes.values())
+    assert first == second > 0
+    if isinstance(cluster.arbiter, Fencing):
+        assert cluster.arbiter.agents.keys() == cluster.nodes.keys()
+    failover = cluster.failover
+    assert failover.lease_s > failover.suspect_after_s > 2 * failover.heartbeat_interval_s > 0
     volumes = [volume for group in cluster.groups.values() for volume in group.volumes]
     assert len({volume.name for volume in volumes}) == len(volumes) > 0
     for group in cluster.groups.values():
         assert group.preferred_owner in cluster.nodes
         assert group.link_ports.keys() == cluster.nodes.keys()
         assert group.nbd_unix.keys() <= cluster.nodes.keys()
+        assert all(floating.interface.keys() == cluster.nodes.keys() for floating in group.floating)
     for volume in volumes:
         assert volume.backing.keys() == cluster.nodes.keys()
         assert volume.size_bytes > 0
@@ -115,6 +125,9 @@ def places(values: Any) -> Iterator[tuple[dict[str, Any], str]]:
         for key in values:
             yield values, key
             yield from places(values[key])
+    elif isinstance(values, list):
+        for item in values:
+            yield from places(item)
 
 
 fuzz = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -143,7 +156,7 @@ def test_any_structure(load_bytes: Callable[[bytes], None], structure: Any) -> N
 def test_the_example_with_any_value_replaced(
     load_bytes: Callable[[bytes], None], data: st.DataObject, value: Any
 ) -> None:
-    values = deepcopy(EXAMPLE_VALUES)
+    values = deepcopy(data.draw(st.sampled_from(EXAMPLES)))
     mapping, key = data.draw(st.sampled_from(list(places(values))))
     mapping[key] = value
     load_bytes(yaml.safe_dump(values).encode())
@@ -154,7 +167,7 @@ def test_the_example_with_any_value_replaced(
 def test_the_example_with_any_key_renamed(
     load_bytes: Callable[[bytes], None], data: st.DataObject, name: Any
 ) -> None:
-    values = deepcopy(EXAMPLE_VALUES)
+    values = deepcopy(data.draw(st.sampled_from(EXAMPLES)))
     mapping, key = data.draw(st.sampled_from(list(places(values))))
     mapping[name] = mapping.pop(key)
     load_bytes(yaml.safe_dump(values, sort_keys=False).encode())

@@ -53,7 +53,7 @@ def test_changes_are_known_by_their_header_alone() -> None:
     assert parse(header) == (Kind.CHANGES, 3, 42, 1 << 20, b"")
 
 
-@pytest.mark.parametrize("kind", [0, 15, 99, 255])
+@pytest.mark.parametrize("kind", [0, 16, 99, 255])
 def test_unknown_kind_is_refused(kind: int) -> None:
     with pytest.raises(ProtocolError, match=f"unknown kind {kind}"):
         parse(raw(kind))
@@ -105,6 +105,26 @@ def test_compare_and_result_come_back_as_they_were_made() -> None:
         [result] = frames_of(wire.encode_result(EPOCH, 3, 512, 4096, equal))
         assert (result.kind, result.volume) == (Kind.RESULT, 3)
         assert wire.decode_result(result.payload) == (512, 4096, equal)
+
+
+def test_connections_of_clients_come_back_and_of_too_many_as_many_as_a_frame_holds() -> None:
+    some: list[wire.Endpoint] = [("192.0.2.9", 40000, "192.0.2.21", 10809), ("2001:db8::1", 1, "2001:db8::2", 65535)]
+    for endpoints in ([], some, some * 5000):
+        [found] = frames_of(wire.encode_clients(EPOCH, endpoints))
+        assert (found.kind, found.length <= LINK_FRAME_BYTES) == (Kind.CLIENTS, True)
+        decoded = wire.decode_clients(found.payload)
+        assert decoded == endpoints[: len(decoded)]
+        assert len(decoded) == len(endpoints) or len(found.payload) > LINK_FRAME_BYTES // 2
+
+
+@pytest.mark.parametrize(
+    "endpoints",
+    [None, {}, [[]], [["a", 1, "b"]], [["a", 1, "b", "2"]], [["a", True, "b", 2]], [["a", 0, "b", 2]],
+     [["a", 1, "b", 65536]], ["abcd"], [[1, 1, "b", 2]]],
+)  # fmt: skip
+def test_connections_that_are_none_are_refused(endpoints: object) -> None:
+    with pytest.raises(ProtocolError):
+        wire.decode_clients(json.dumps({"endpoints": endpoints}).encode())
 
 
 @pytest.mark.parametrize("length", [0, 12, 13, 14, 43, 45, 100])

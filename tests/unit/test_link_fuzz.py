@@ -288,9 +288,7 @@ def owner() -> tuple[Primary, MemoryLink, list[StorageError]]:
     stores = [MemoryStore(size) for size in SIZES]
     for store in stores:
         store.data[:] = b"x" * len(store.data)
-    primary = Primary(
-        stores, EPOCH, window_changes=1000, window_bytes=1 << 20, failed=failures.append, synced=lambda: None
-    )
+    primary = Primary(stores, EPOCH, alone=True, window_changes=1000, window_bytes=1 << 20, failed=failures.append)
     link = MemoryLink()
     primary.open_session(link, full=True)
     stream = b"".join(request(WRITE, n, n, payload=b"abc") for n in range(5))

@@ -55,6 +55,7 @@ from stortrends_ha.protocol.nbd_transmission import (
     Geometry,
     Other,
 )
+from stortrends_ha.replication.gate import FOREVER_NS, Gate
 from stortrends_ha.replication.interfaces import Buffer
 from stortrends_ha.replication.primary import Primary
 from stortrends_ha.replication.secondary import Secondary
@@ -498,15 +499,16 @@ class Server:
         self.primary = Primary(
             [self.backing],
             1,
+            alone=False,
             window_changes=10_000,
             window_bytes=64 << 20,
             failed=self.failures.append,
-            synced=lambda: None,
         )
         self.link, self.answers = Loopback(), Loopback()
         secondary = Secondary([self.mirror], 1, self.answers, 1, lambda: None)
         self.link.receive, self.answers.receive = secondary.receive, self.primary.receive
         self.primary.open_session(self.link, full=False)
+        self.gate = Gate(until_ns=FOREVER_NS)
         self.offer = HandshakeExport("vm-a", size, 1)
         self.export = Export(0, self.offer, Geometry(size), self.backing, executor, self.totals)
         self.gone: list[str] = []
@@ -517,7 +519,9 @@ class Server:
         ours.setblocking(False)
         contexts = {1: "base:allocation"} if structured else {}
         agreed = Negotiated(self.offer, structured, contexts)
-        connection = Connection(ours, self.export, self.primary, agreed, lambda _, why: self.gone.append(why))
+        connection = Connection(
+            ours, self.export, self.primary, agreed, self.gate, lambda _, why: self.gone.append(why)
+        )
         loop.call_soon(connection.start)
         return Client(connection, *await asyncio.open_connection(sock=theirs))
 
@@ -815,3 +819,27 @@ async def test_client_that_vanishes_leaves_its_writes(server: Server, client: Cl
     await structured.simple(2)
     assert server.mirror.data[:4] == b"data"
     assert server.primary.idle
+
+
+async def test_replies_that_the_gate_holds_back_leave_when_it_opens(server: Server, client: Client) -> None:
+    server.gate.until_ns = 0
+    await client.send(request(WRITE, 1, payload=b"held"), request(99, 2), request(READ, 3, 0, 4))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(client.reader.read(1), 0.1)
+    assert server.mirror.data[:4] == b"held"  # the work is done: only the answer waits
+    server.gate.until_ns = FOREVER_NS
+    client.connection.gate_opened()
+    assert set(simple_replies(await client.reader.readexactly(2 * 16))) == {(0, 1), (EINVAL, 2)}
+    assert await client.simple(3, 4) == b"held"
+
+
+async def test_replies_that_the_gate_holds_back_are_forgotten_with_the_connection(
+    server: Server, client: Client
+) -> None:
+    server.gate.until_ns = 0
+    await client.send(request(READ, 1, 0, 4))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(client.reader.read(1), 0.1)
+    client.connection.close("this node does not own the group any more")
+    server.gate.until_ns = FOREVER_NS
+    assert await client.closed() == b""

@@ -18,7 +18,7 @@ from stortrends_ha.cli import client
 from stortrends_ha.errors import StartError
 from stortrends_ha.node import control, lock
 
-COMMANDS: control.Commands = {"status": lambda: {"node": "node-a"}}
+COMMANDS: control.Commands = {"status": lambda _: {"node": "node-a"}}
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stortrends_ha.node.notify import notify
+from stortrends_ha.notify import notify
 
 LOG_A_WARNING = "import logging; from stortrends_ha import logs; logs.configure(); logging.warning('two\\nlines')"
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stortrends_ha.errors import ProtocolError
-from stortrends_ha.node.messages import Counters, Failed, Ready, Report, VolumeCounters, parse
+from stortrends_ha.node.messages import Counters, Done, Failed, Ready, Report, VolumeCounters, parse
 
 STATUS: dict[str, Any] = {
     "type": "status",
@@ -21,6 +21,20 @@ STATUS: dict[str, Any] = {
     "epoch": 1,
     "owner": "node-a",
     "in_sync": ["node-a"],
+    "session": True,
+    "joinable": False,
+    "peer_unfit": "",
+    "fit": {
+        "lineage": "0" * 32,
+        "blank": False,
+        "lost_cache": False,
+        "needs_sync": False,
+        "settled_epoch": 0,
+        "unclean": False,
+        "failure": "",
+    },
+    "serving": True,
+    "endpoints": [["192.0.2.31", 40000, "192.0.2.21", 10809]],
     "link": {
         "state": "connected",
         "peer": "node-b",
@@ -56,7 +70,8 @@ def paths(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
             yield from paths(inner, (*path, key))
 
 
-def test_the_three_messages_are_understood() -> None:
+def test_every_message_is_understood() -> None:
+    assert parse(line({"type": "done", "id": 3, "error": ""})) == Done(3, "")
     assert parse(line({"type": "ready"})) == Ready()
     assert parse(line({"type": "failed", "message": "vm-a.img is missing."})) == Failed("vm-a.img is missing.")
     report = parse(line(STATUS))

@@ -4,20 +4,25 @@ import re
 import socket
 import struct
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from stortrends_ha.cluster.lease import Timing
+from stortrends_ha.cluster.membership import Membership
 from stortrends_ha.config import Address, Cluster, Group, Node, Volume
 from stortrends_ha.errors import StartError
 from stortrends_ha.node import metrics
 from stortrends_ha.node.children import View
+from stortrends_ha.node.groups import Wishes
+from stortrends_ha.node.heartbeats import PathView, now_ns
 from stortrends_ha.node.messages import Status, VolumeCounters
 from stortrends_ha.node.rates import Rates
-from stortrends_ha.node.status import GroupView, group_view, node_status
+from stortrends_ha.node.status import GroupView, NodeStatus, Ownership, VolumeView, group_view, node_status
+from stortrends_ha.record import Record
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 MIB = 1 << 20
@@ -50,9 +55,43 @@ def view(status: Status | None = None, **changes: Any) -> View:
     return View(**values | changes)
 
 
+def ownership(cluster: Cluster, **changes: Any) -> Ownership:
+    """What the node decides while all is well, changed."""
+    record = Record(2, "node-a", tuple(cluster.nodes))
+    values: dict[str, Any] = {
+        "record": record,
+        "phase": "leading",
+        "state": None,
+        "why": "",
+        "waits_for": "",
+        "moves": {"takeover": 1},
+        "last_move": {"kind": "takeover", "duration_ms": 1650.0, "ago_s": 3.0},
+        "addresses": "",
+    }
+    return Ownership(**values | changes)
+
+
+def status_of(cluster: Cluster, *views: View, heard: bool | None = None, **changes: Any) -> NodeStatus:
+    """The node's status; `heard`: whether the peer is heard now, or has been; None: never."""
+    life = Membership("test", "node-a", "node-b", 1, Timing(), now_ns())
+    if heard is not None:
+        peer = Membership("test", "node-b", "node-a", 2, Timing(), now_ns())
+        at_ns = now_ns() - (0 if heard else 5_000_000_000)
+        for _ in range(3):
+            peer.heard(life.compose(at_ns), 0, at_ns)
+            life.heard(peer.compose(at_ns), 0, at_ns)
+    path = PathView(Address("10.0.0.1", 7800), Address("10.0.0.2", 7800), "", "", 9, 0, 1, 8, 0, 2, 0, 0, 0.05)
+    owned = {each.group: ownership(cluster, **changes) for each in views}
+    return node_status(cluster, "node-a", 1.0, views, owned, wishes=Wishes(), membership=life, paths=[path])
+
+
+def collector(cluster: Cluster, views: Sequence[View]) -> metrics.NodeCollector:
+    return metrics.NodeCollector("test", "node-a", lambda: views, lambda: status_of(cluster, *views))
+
+
 def reported(cluster: Cluster, **changes: Any) -> Status:
     """A complete status message: what a node says before the first one, changed."""
-    status = cast(dict[str, Any], group_view(cluster, "node-a", view()))
+    status = cast(dict[str, Any], group_view(cluster, "node-a", view(), ownership(cluster)))
     return cast(Status, status | {"state": "in-sync", "why": "", "in_sync": ["node-a", "node-b"], **changes})
 
 
@@ -61,31 +100,36 @@ def with_link(status: GroupView | Status, **changes: Any) -> Mapping[str, Any]:
 
 
 def test_before_the_first_report_the_status_has_every_group_and_volume_and_says_why(cluster: Cluster) -> None:
-    status = node_status(cluster, "node-a", 1.0, [view()])
+    status = status_of(cluster, view())
     group = status["groups"]["rg-a"]
     assert (group["state"], group["why"]) == ("starting", "its data process is being started")
-    assert (group["role"], group["owner"], group["link"]["address"]) == ("primary", "node-a", "10.0.0.2:7802")
-    assert group["volumes"]["vm-a"]["uri"] == "nbd://10.0.0.9:10809/vm-a"
+    assert (group["role"], group["owner"], group["link"]["address"]) == ("idle", "node-a", "10.0.0.2:7802")
+    assert cast(VolumeView, group["volumes"]["vm-a"])["uri"] == "nbd://10.0.0.9:10809/vm-a"
     assert group["volumes"]["vm-a"]["size_bytes"] == 1 << 30
-    assert status["nodes"] == {"node-a": {"state": "up"}, "node-b": {"state": "unknown"}}
+    assert status["nodes"]["node-a"]["state"] == "up"
+    assert status["nodes"]["node-b"]["state"] == "unknown"
 
 
-@pytest.mark.parametrize(("link", "peer"), [("connected", "up"), ("connecting", "not answering")])
-def test_the_peer_is_up_when_a_link_to_it_is_connected(cluster: Cluster, link: str, peer: str) -> None:
-    status = reported(cluster)
-    status = reported(cluster, link=with_link(status, state=link))
-    assert node_status(cluster, "node-a", 1.0, [view(status)])["nodes"]["node-b"]["state"] == peer
+@pytest.mark.parametrize(("heard", "peer"), [(True, "up"), (False, "not answering")])
+def test_the_peer_is_up_when_its_heartbeat_is_heard(cluster: Cluster, heard: bool, peer: str) -> None:
+    assert status_of(cluster, view(reported(cluster)), heard=heard)["nodes"]["node-b"]["state"] == peer
 
 
 def test_a_secondary_that_reports_no_volumes_still_shows_them(cluster: Cluster) -> None:
-    group = group_view(cluster, "node-b", view(reported(cluster, role="secondary", volumes={})))
-    assert list(group["volumes"]) == ["vm-a"]
+    status = view(reported(cluster, role="secondary", volumes={}))
+    assert list(group_view(cluster, "node-b", status, ownership(cluster))["volumes"]) == ["vm-a"]
 
 
 def test_a_data_process_that_fell_silent_is_named_in_why(cluster: Cluster) -> None:
     silent = view(reported(cluster, why="writes are held"), report_age_s=7.2)
-    why = group_view(cluster, "node-a", silent)["why"]
+    why = group_view(cluster, "node-a", silent, ownership(cluster))["why"]
     assert why == "its data process (pid 7) has not reported for 7 s; its last word was: writes are held"
+
+
+def test_what_the_node_decides_stands_above_what_its_data_process_says(cluster: Cluster) -> None:
+    decided = ownership(cluster, state="held", why="going on alone must be granted")
+    group = group_view(cluster, "node-a", view(reported(cluster, epoch=1)), decided)
+    assert (group["state"], group["why"], group["epoch"]) == ("held", "going on alone must be granted", 2)
 
 
 def test_rates_are_measured_over_the_last_seconds(cluster: Cluster) -> None:
@@ -126,7 +170,7 @@ def test_the_document_describes_every_metric_and_no_other(cluster: Cluster) -> N
         documented.add((name, kind, tuple(re.findall(r"`(\w+)`", labels))))
     collected = {
         (sample.name, family.type, tuple(sample.labels))
-        for family in metrics.NodeCollector("test", "node-a", lambda: [full(cluster)]).collect()
+        for family in collector(cluster, [full(cluster)]).collect()
         for sample in family.samples
     }
     assert documented == collected
@@ -158,7 +202,7 @@ def free_port() -> int:
 def test_a_scrape_has_the_newest_reports(cluster: Cluster) -> None:
     port = free_port()
     views = [full(cluster)]
-    with metrics.serve(Address("127.0.0.1", port), metrics.NodeCollector("test", "node-a", lambda: views)):
+    with metrics.serve(Address("127.0.0.1", port), collector(cluster, views)):
         found = scrape(port)
         assert found["stortrends_ha_group_state", "rg-a,in-sync"] == 1
         assert found["stortrends_ha_group_state", "rg-a,held"] == 0
@@ -168,23 +212,25 @@ def test_a_scrape_has_the_newest_reports(cluster: Cluster) -> None:
         found = scrape(port)
         assert found["stortrends_ha_data_process_restarts_total", "rg-a"] == 3
         assert found["stortrends_ha_data_process_up", "rg-a"] == 0
-        assert ("stortrends_ha_group_epoch", "rg-a") not in found
+        assert ("stortrends_ha_group_clients", "rg-a") not in found
+        assert found["stortrends_ha_group_epoch", "rg-a"] == 2
 
 
-def test_a_metrics_address_in_use_is_an_error_that_names_it() -> None:
+def test_a_metrics_address_in_use_is_an_error_that_names_it(cluster: Cluster) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        collector = metrics.NodeCollector("test", "node-a", lambda: [view()])
         expected = rf"metrics cannot be served at 127\.0\.0\.1:{port}: Address already in use"
-        with pytest.raises(StartError, match=expected), metrics.serve(Address("127.0.0.1", port), collector):
+        of = collector(cluster, [view()])
+        with pytest.raises(StartError, match=expected), metrics.serve(Address("127.0.0.1", port), of):
             pass
 
 
-def test_client_of_the_metrics_that_is_reset_leaves_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+def test_client_of_the_metrics_that_is_reset_leaves_no_traceback(
+    cluster: Cluster, capfd: pytest.CaptureFixture[str]
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-    collector = metrics.NodeCollector("test", "node-a", lambda: [view()])
-    with metrics.serve(Address("127.0.0.1", port), collector):
+    with metrics.serve(Address("127.0.0.1", port), collector(cluster, [view()])):
         for _ in range(20):
             with socket.create_connection(("127.0.0.1", port)) as client:
                 client.sendall(b"G")

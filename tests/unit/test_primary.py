@@ -20,8 +20,10 @@ from stortrends_ha.protocol.link import Frame, Kind
 from stortrends_ha.protocol.nbd_transmission import Decoder, Geometry
 from stortrends_ha.replication import primary as primary_module
 from stortrends_ha.replication import resync as resync_module
+from stortrends_ha.replication import stream as stream_module
 from stortrends_ha.replication.primary import Primary
 from stortrends_ha.replication.secondary import Secondary
+from stortrends_ha.replication.write_through import Cache
 
 EPOCH = 7
 SIZE = 1 << 20
@@ -30,24 +32,29 @@ SIZE = 1 << 20
 class Owner:
     """A primary of two volumes, with a client and a link that are looked at."""
 
-    def __init__(self, window_changes: int = 1000, window_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self,
+        window_changes: int = 1000,
+        window_bytes: int = 1 << 30,
+        alone: bool = False,
+        caches: tuple[Cache, Cache] = (Cache.MIRRORED, Cache.MIRRORED),
+    ) -> None:
         self.stores = [MemoryStore(SIZE), MemoryStore(SIZE)]
         self.failures: list[StorageError] = []
-        self.synced = 0
+        self.settled: list[int] = []
         self.client = MemoryClient()
         self.link = MemoryLink()
         self.primary = Primary(
             self.stores,
             EPOCH,
+            alone=alone,
             window_changes=window_changes,
             window_bytes=window_bytes,
             failed=self.failures.append,
-            synced=self._synced,
+            settled=self.settled.append,
+            caches=caches,
         )
         self.primary.attach(self.client)
-
-    def _synced(self) -> None:
-        self.synced += 1
 
     def open(self, full: bool = False, room_bytes: int | None = None) -> None:
         self.link = MemoryLink(room_bytes)
@@ -410,7 +417,7 @@ def test_end_of_a_flush_that_was_sent_in_an_earlier_session_only_is_refused(owne
 )
 def test_result_that_answers_no_comparison_is_refused(result: tuple[int, int, int, bool]) -> None:
     for full in (True, False):
-        owner = Owner()
+        owner = Owner(alone=full)
         owner.stores[0].data[:] = b"x" * SIZE
         owner.open(full)
         with pytest.raises(ProtocolError):
@@ -419,7 +426,7 @@ def test_result_that_answers_no_comparison_is_refused(result: tuple[int, int, in
 
 
 def test_result_that_comes_twice_is_refused() -> None:
-    owner = Owner()
+    owner = Owner(alone=True)
     owner.stores[0].data[:] = b"x" * SIZE
     owner.open(full=True)
     compare = next(frame for frame in owner.link.frames() if frame.kind == Kind.COMPARE)
@@ -478,6 +485,17 @@ def test_change_that_the_own_disk_refused_is_never_answered(owner: Owner) -> Non
     assert owner.client.paused
 
 
+def test_read_that_waits_is_not_answered_any_more_when_the_own_disk_has_failed(alone: Owner) -> None:
+    calls = list[str]()
+    alone.write(1)
+    alone.primary.when_settled(lambda: calls.append("read"))
+    alone.stores[0].broken = True
+    alone.write(2)
+    alone.stores[0].end_flushes()
+    alone.primary.stop_taking()
+    assert (calls, alone.client.answered()) == ([], [])
+
+
 def test_own_disk_that_fails_when_data_is_sent_again_ends_the_session() -> None:
     owner = Owner()
     owner.write(1)
@@ -488,7 +506,7 @@ def test_own_disk_that_fails_when_data_is_sent_again_ends_the_session() -> None:
 
 
 def test_own_disk_that_fails_during_a_resync_ends_the_session() -> None:
-    owner = Owner()
+    owner = Owner(alone=True)
     owner.stores[0].data[:1] = b"x"
     owner.open(full=True)
     owner.stores[0].broken = True
@@ -497,6 +515,270 @@ def test_own_disk_that_fails_during_a_resync_ends_the_session() -> None:
     owner.receive(wire.encode_result(EPOCH, 0, offset, length, False))
     assert len(owner.failures) == 1
     assert not owner.primary.connected
+
+
+# --- Alone ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def alone() -> Owner:
+    owner = Owner(alone=True)
+    for store in owner.stores:
+        store.end_flushes()
+    return owner
+
+
+def synced(owner: Owner) -> None:
+    """A full sync of equal, empty replicas up to the word of the secondary that it is durable there."""
+    owner.open(full=True)
+    for _ in range(20):
+        for frame in owner.link.frames():
+            if frame.kind == Kind.FLUSH:
+                owner.flushed(frame.seq)
+            elif frame.kind == Kind.COMPARE:
+                offset, length, _ = wire.decode_compare(frame.payload)
+                owner.receive(wire.encode_result(EPOCH, frame.volume, offset, length, True))
+            elif frame.kind == Kind.SYNCED:
+                owner.receive(wire.frame(Kind.SYNCED, EPOCH))
+                return
+        if owner.primary.issued != owner.primary.acked:
+            owner.ack(owner.primary.issued)
+        for store in owner.stores:
+            store.end_flushes()
+    raise AssertionError("no SYNCED")
+
+
+def test_alone_a_change_is_answered_when_it_is_stable_here(alone: Owner) -> None:
+    alone.write(1)
+    assert alone.client.answered() == []
+    alone.stores[0].end_flushes()
+    assert alone.client.answered() == [1]
+    assert alone.stores[0].stable[:1] == b"x"
+    assert alone.primary.idle
+
+
+def test_alone_one_flush_covers_all_that_was_applied_before_it(alone: Owner) -> None:
+    for n in range(10):
+        alone.write(n, n)
+    assert len(alone.stores[0].flushes) == 1
+    alone.stores[0].end_flushes()
+    assert alone.client.answered() == [0]
+    assert len(alone.stores[0].flushes) == 1
+    alone.stores[0].end_flushes()
+    assert alone.client.answered() == list(range(1, 10))
+    assert alone.stores[0].flushes == []
+
+
+def test_alone_a_slow_disk_holds_only_its_own_volume(alone: Owner) -> None:
+    alone.submit(request(WRITE, 1, payload=b"x"), volume=0)
+    alone.submit(request(WRITE, 2, payload=b"x"), volume=1)
+    alone.stores[1].end_flushes()
+    assert alone.client.answered() == [2]
+
+
+def test_alone_a_flush_waits_for_this_node_only(alone: Owner) -> None:
+    alone.flush()
+    assert alone.client.answered() == []
+    alone.stores[0].end_flushes()
+    assert alone.client.answered() == [99]
+
+
+def test_alone_a_read_of_what_is_not_stable_waits(alone: Owner) -> None:
+    calls = list[str]()
+    alone.submit(request(WRITE, 1, payload=b"x", flags=FUA))
+    assert alone.primary.changing
+    assert alone.primary.in_flight(0, 0, 1)
+    assert not alone.primary.in_flight(0, SIZE - 1, 1)
+    alone.primary.when_settled(lambda: calls.append("read"))
+    alone.stores[0].end_flushes()
+    assert not alone.primary.in_flight(0, 0, 1)
+    assert not alone.primary.changing
+    assert (calls, alone.client.answered()) == (["read"], [1])
+
+
+def test_alone_clients_are_paused_at_the_bounds() -> None:
+    for window_changes, window_bytes in ((2, 1000), (1000, 2)):
+        owner = Owner(window_changes, window_bytes, alone=True)
+        assert not owner.client.paused
+        owner.write(1)
+        owner.write(2)
+        assert owner.client.paused
+        owner.stores[0].end_flushes()
+        owner.stores[0].end_flushes()
+        assert not owner.client.paused
+
+
+def test_going_alone_answers_what_was_held_as_soon_as_it_is_stable(owner: Owner) -> None:
+    owner.write(1)
+    owner.submit(request(WRITE, 2, payload=b"y", flags=FUA))
+    owner.flush()
+    owner.primary.close_session()
+    owner.stores[0].end_flushes()
+    assert owner.client.answered() == []
+    owner.write(3)
+    owner.primary.change_record(EPOCH + 1, alone=True)
+    assert sorted(owner.client.answered()) == [2, 99]  # their own flush has ended
+    owner.stores[0].end_flushes()
+    assert owner.client.answered() == [1, 3]
+    assert owner.primary.idle
+
+
+def test_owner_is_settled_when_all_that_was_cached_before_is_stable(owner: Owner) -> None:
+    owner.primary.close_session()
+    owner.primary.change_record(EPOCH + 1, alone=True)
+    owner.stores[0].end_flushes()
+    assert owner.settled == []
+    owner.stores[1].end_flushes()
+    assert owner.settled == [EPOCH + 1]
+
+
+def test_owner_that_is_joined_before_it_has_settled_has_not(alone: Owner) -> None:
+    synced(alone)
+    alone.primary.lock()
+    alone.primary.close_session()
+    alone.primary.change_record(EPOCH + 1, alone=True)
+    alone.primary.change_record(EPOCH + 2, alone=False)
+    alone.stores[0].end_flushes()
+    alone.stores[1].end_flushes()
+    assert alone.settled == [EPOCH]
+
+
+def test_volume_that_is_always_cached_is_answered_at_once_when_alone() -> None:
+    owner = Owner(alone=True, caches=(Cache.ALWAYS, Cache.MIRRORED))
+    owner.write(1)
+    assert owner.client.answered() == [1]
+    owner.submit(request(WRITE, 2, payload=b"x", flags=FUA))
+    owner.flush()
+    assert owner.client.answered() == []
+    owner.stores[0].end_flushes()
+    assert owner.client.answered() == [2, 99]
+
+
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_volume_that_is_never_cached_makes_every_write_stable_before_its_answer(is_alone: bool) -> None:
+    owner = Owner(alone=is_alone, caches=(Cache.NEVER, Cache.MIRRORED))
+    if not is_alone:
+        owner.open()
+    owner.write(1)
+    if not is_alone:
+        assert kinds(owner.link.frames()) == [Kind.CHANGES, Kind.FLUSH]
+        owner.ack(1)
+        owner.flushed(1)
+    assert owner.client.answered() == []
+    owner.stores[0].end_flushes()
+    assert owner.client.answered() == [1]
+    assert owner.primary.idle
+
+
+# --- Joining ----------------------------------------------------------------------------------
+
+
+def test_while_a_sync_runs_answers_do_not_wait_for_the_peer(alone: Owner) -> None:
+    alone.stores[0].data[:] = b"x" * SIZE
+    alone.open(full=True)
+    alone.write(1)
+    alone.stores[0].end_flushes()
+    assert alone.client.answered() == [1]
+    assert alone.primary.issued > alone.primary.acked
+    assert not alone.primary.joinable
+    alone.primary.close_session()
+    assert alone.primary.issued == alone.primary.acked
+    assert alone.primary.bytes_in_flight == 0
+
+
+def test_when_everything_is_copied_answers_wait_for_both_nodes(alone: Owner) -> None:
+    synced(alone)
+    assert alone.primary.joinable
+    alone.write(1)
+    alone.stores[0].end_flushes()
+    assert alone.client.answered() == []
+    alone.ack(alone.primary.issued)
+    assert alone.client.answered() == [1]
+    alone.write(2)
+    alone.ack(alone.primary.issued)
+    assert alone.client.answered() == []
+    alone.stores[0].end_flushes()
+    assert alone.client.answered() == [2]
+
+
+def test_session_that_breaks_before_anybody_was_told_lets_the_owner_go_on_alone(alone: Owner) -> None:
+    synced(alone)
+    alone.write(1)
+    alone.flush()
+    alone.stores[0].end_flushes()
+    alone.primary.close_session()
+    assert sorted(alone.client.answered()) == [1, 99]
+    assert not alone.primary.joinable
+
+
+def test_session_that_breaks_after_the_supervisor_was_told_holds_every_answer(alone: Owner) -> None:
+    synced(alone)
+    alone.primary.lock()
+    alone.primary.close_session()
+    assert alone.primary.held
+    alone.write(1)
+    alone.flush()
+    alone.stores[0].end_flushes()
+    assert alone.client.answered() == []
+    alone.primary.change_record(EPOCH, alone=True)
+    assert not alone.primary.held
+    assert sorted(alone.client.answered()) == [1, 99]
+
+
+def test_joined_owner_sends_what_the_secondary_lacks_and_answers_as_mirrored(alone: Owner) -> None:
+    synced(alone)
+    alone.primary.lock()
+    alone.write(1)
+    alone.primary.close_session()
+    alone.primary.change_record(EPOCH + 1, alone=False)
+    alone.write(2)
+    assert not alone.primary.ahead
+    alone.link = MemoryLink()
+    alone.primary.open_session(alone.link, full=False)
+    first = alone.primary.acked + 1
+    sent = alone.link.frames()
+    assert [(frame.kind, frame.seq) for frame in sent] == [(Kind.CHANGES, first), (Kind.CHANGES, first + 1)]
+    alone.receive(wire.frame(Kind.ACK, EPOCH + 1, first + 1))
+    assert alone.client.answered() == [2]  # the one before is still written through
+    alone.stores[0].end_flushes()
+    assert alone.client.answered() == [1]
+
+
+def test_record_that_adds_a_secondary_which_was_not_joinable_leaves_the_owner_ahead(alone: Owner) -> None:
+    alone.primary.change_record(EPOCH + 1, alone=False)
+    assert alone.primary.ahead
+    alone.primary.change_record(EPOCH + 2, alone=True)
+    assert not alone.primary.ahead
+
+
+def test_synced_that_was_not_asked_for_is_refused(alone: Owner) -> None:
+    alone.stores[0].data[:] = b"x" * SIZE
+    alone.open(full=True)
+    with pytest.raises(ProtocolError, match="SYNCED"):
+        alone.receive(wire.frame(Kind.SYNCED, EPOCH))
+
+
+# --- Release ----------------------------------------------------------------------------------
+
+
+def test_drained_owner_has_answered_everything_and_flushed_both_replicas(owner: Owner) -> None:
+    calls = list[str]()
+    owner.write(1)
+    owner.primary.drain(lambda: calls.append("drained"))
+    assert owner.client.paused
+    assert kinds(owner.link.frames()) == [Kind.CHANGES]
+    owner.ack(1)
+    assert owner.client.answered() == [1]
+    assert kinds(owner.link.frames()) == [Kind.FLUSH, Kind.FLUSH]
+    for store in owner.stores:
+        store.end_flushes()
+    owner.flushed(1)
+    assert calls == []
+    owner.flushed(2)
+    assert calls == ["drained"]
+    assert owner.client.paused
+    owner.primary.take_again()
+    assert not owner.client.paused
 
 
 # --- The pair ---------------------------------------------------------------------------------
@@ -545,19 +827,21 @@ class Pipe:
 
 
 class Pair:
-    """Two nodes. Every step checks what may never be wrong."""
+    """Two nodes and the record of the one that owns. Every step checks what may never be wrong."""
 
     def __init__(self, own: bytes, its: bytes) -> None:
         self.own, self.its = MemoryStore(VOLUME), MemoryStore(VOLUME)
         for store, content in ((self.own, own), (self.its, its)):
             store.data[:] = b"".join(bytes([value]) * (VOLUME // len(content)) for value in content)
+            store.stable = bytes(store.data)
+        self.epoch = EPOCH
+        self.in_sync = own == its  # by the record
         self.primary = Primary(
-            [self.own], EPOCH, window_changes=20, window_bytes=1 << 20, failed=self._failed, synced=self._synced
+            [self.own], EPOCH, alone=not self.in_sync, window_changes=20, window_bytes=1 << 20, failed=self._failed
         )
         self.to_secondary, self.to_owner = Pipe(), Pipe()
         self.rest = {"secondary": b"", "owner": b""}
         self.secondary: Secondary | None = None
-        self.in_sync = own == its
         self.written: list[Written] = []
         self.flushing: list[list[Written]] = []
         self.primary.attach(self)
@@ -582,16 +866,6 @@ class Pair:
     def resume(self) -> None:
         """See ``pause``."""
 
-    def _synced(self) -> None:
-        """Rule 9: all is copied, but what is in flight; and flushed, but what clients have written since."""
-        for at in range(0, VOLUME, 512):
-            written = [one for one in self.written if one.offset <= at < one.offset + one.length]
-            if all(one.answered for one in written):
-                assert self.its.data[at] == self.own.data[at]
-            if not written:
-                assert self.its.stable[at] == self.own.data[at]
-        self.in_sync = True
-
     # Checks
 
     def _newest(self, at: int, number: int) -> set[int]:
@@ -599,25 +873,35 @@ class Pair:
         return {w.version for w in self.written if w.number >= number and w.offset <= at < w.offset + w.length}
 
     def _write_answered(self, written: Written) -> None:
-        """Rule 1: it is on both replicas."""
+        """Rule 1: it is on both replicas; or stable on the owner, when that is alone."""
         assert not written.answered
+        assert not self.primary.held
         written.answered = True
         for at in (written.offset, written.offset + written.length - 1):
             allowed = self._newest(at, written.number)
             assert self.own.data[at] in allowed
-            assert self.its.data[at] in allowed
+            if self.in_sync or self.primary.locked:
+                assert self.its.data[at] in allowed
+            if not self.in_sync:
+                assert self.own.stable[at] in allowed
 
     def _flush_answered(self, covered: list[Written]) -> None:
         for written in covered:
             for at in (written.offset, written.offset + written.length - 1):
                 allowed = self._newest(at, written.number)
                 assert self.own.stable[at] in allowed
-                assert self.its.stable[at] in allowed
+                if self.in_sync or self.primary.locked:
+                    assert self.its.stable[at] in allowed
 
     def check_read(self, offset: int, length: int) -> None:
-        """What a read returns, a failover does not take back."""
-        if self.in_sync and not self.primary.in_flight(0, offset, length):
-            assert self.own.data[offset : offset + length] == self.its.data[offset : offset + length]
+        """What a read returns, a failover or a loss of power does not take back."""
+        if self.primary.in_flight(0, offset, length):
+            return
+        found = self.own.data[offset : offset + length]
+        if self.in_sync:
+            assert found == self.its.data[offset : offset + length]
+        else:
+            assert found == self.own.stable[offset : offset + length]
 
     # Steps
 
@@ -643,12 +927,42 @@ class Pair:
             self.rest = {"secondary": b"", "owner": b""}
             self.secondary = None
 
-    def connect(self, full: bool) -> None:
+    def go_alone(self) -> None:
+        """Rule 2: granted, when the link is lost."""
+        if self.in_sync and not self.primary.connected:
+            self.epoch += 1
+            self.in_sync = False
+            self.primary.change_record(self.epoch, alone=True)
+
+    def tell(self) -> None:
+        """The supervisor hears whether the secondary may be added."""
+        self.primary.lock()
+
+    def join(self) -> None:
+        """Rule 9: the record adds the secondary, which was ``joinable``, whatever became of the session since."""
+        if not self.in_sync and self.primary.locked:
+            self.break_link()
+            for at in range(0, VOLUME, 512):
+                written = [one for one in self.written if one.offset <= at < one.offset + one.length]
+                if all(one.answered for one in written):
+                    assert self.its.data[at] == self.own.data[at]
+                if not written:
+                    assert self.its.stable[at] == self.own.data[at]
+            self.epoch += 1
+            self.in_sync = True
+            self.primary.change_record(self.epoch, alone=False)
+            assert not self.primary.ahead
+
+    def stay_alone(self) -> None:
+        """The record did not add it."""
+        if self.primary.held:
+            self.primary.change_record(self.epoch, alone=True)
+
+    def connect(self) -> None:
         if not self.primary.connected:
-            first = self.primary.acked + 1
-            self.secondary = Secondary([self.its], EPOCH, self.to_owner, first, lambda: None)
-            full = full or not self.in_sync
-            self.primary.open_session(self.to_secondary, full)
+            first = self.primary.acked + 1 if self.in_sync else 0
+            self.secondary = Secondary([self.its], self.epoch, self.to_owner, first, lambda: None)
+            self.primary.open_session(self.to_secondary, full=not self.in_sync)
 
     def deliver_to_secondary(self, length: int) -> None:
         if self.secondary is not None:
@@ -666,13 +980,16 @@ class Pair:
 
     def finish(self) -> None:
         """Everything goes well from now on: everything is answered, and the replicas are the same."""
-        self.connect(full=False)
+        self.join()
         for _ in range(1000):
+            self.connect()
             self.own.end_flushes()
             self.its.end_flushes()
             self.deliver_to_secondary(1 << 30)
             self.deliver_to_owner(1 << 30)
-            if self.primary.idle and self.primary.resync is None:
+            self.tell()
+            self.join()
+            if self.primary.idle and self.primary.resync is None and self.in_sync:
                 break
         assert self.primary.idle
         assert self.primary.resync is None
@@ -698,11 +1015,15 @@ steps = st.one_of(
     st.tuples(st.just("its disk")),
     st.tuples(st.just("break")),
     st.tuples(st.just("connect")),
-    st.tuples(st.just("connect in full")),
+    st.tuples(st.just("connect")),
+    st.tuples(st.just("go alone")),
+    st.tuples(st.just("tell")),
+    st.tuples(st.just("join")),
+    st.tuples(st.just("stay alone")),
     st.tuples(st.just("read"), places),
 )
 # A list strategy alone rarely makes long ones.
-scripts = st.integers(0, 80).flatmap(lambda n: st.lists(steps, min_size=n, max_size=n))
+scripts = st.integers(0, 120).flatmap(lambda n: st.lists(steps, min_size=n, max_size=n))
 # What each eighth of a replica is full of at the start.
 contents = st.lists(st.sampled_from([0, 251, 252]), min_size=8, max_size=8).map(bytes)
 
@@ -718,10 +1039,13 @@ def carry_out(pair: Pair, step: tuple[object, ...]) -> None:
         pair.deliver_to_secondary(*numbers)
     elif what == "to owner":
         pair.deliver_to_owner(*numbers)
-    elif what in ("connect", "connect in full"):
-        pair.connect(full=what == "connect in full")
     else:
         {
+            "connect": pair.connect,
+            "go alone": pair.go_alone,
+            "tell": pair.tell,
+            "join": pair.join,
+            "stay alone": pair.stay_alone,
             "flush": pair.flush,
             "own disk": pair.own.end_flushes,
             "its disk": pair.its.end_flushes,
@@ -729,7 +1053,7 @@ def carry_out(pair: Pair, step: tuple[object, ...]) -> None:
         }[str(what)]()
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=300)
 @given(contents, contents, st.booleans(), scripts, st.sampled_from([100, 40_000, 1 << 20]))
 @example(
     b"\0",
@@ -756,16 +1080,19 @@ def carry_out(pair: Pair, step: tuple[object, ...]) -> None:
 def test_pair_keeps_the_rules_whatever_happens_to_the_link(
     own: bytes, its: bytes, same: bool, script: list[tuple[object, ...]], backlog_bytes: int
 ) -> None:
-    with patch.object(primary_module, "LINK_BACKLOG_BYTES", backlog_bytes):
+    with (
+        patch.object(primary_module, "LINK_BACKLOG_BYTES", backlog_bytes),
+        patch.object(stream_module, "LINK_BACKLOG_BYTES", backlog_bytes),
+    ):
         pair = Pair(own, own if same else its)
         for step in script:
             carry_out(pair, step)
         pair.finish()
 
 
-def test_what_a_resync_has_under_way_does_not_count_as_held_for_clients(owner: Owner) -> None:
-    owner.primary.close_session()
-    owner.primary.open_session(owner.link, full=True)
+def test_what_a_resync_has_under_way_does_not_count_as_held_for_clients() -> None:
+    owner = Owner(alone=True)
+    owner.open(full=True)
     assert owner.primary.issued > owner.primary.acked  # the trims of holes
     assert owner.primary.unanswered == 0
     assert not owner.primary.idle

@@ -261,7 +261,33 @@ def test_malformed_comparison_is_refused(session: Session) -> None:
 def test_synced_is_told_once_for_each_frame(session: Session) -> None:
     session.receive(wire.frame(Kind.SYNCED, EPOCH))
     assert session.synced == 1
+    assert session.answers() == [(Kind.SYNCED, 0)]
+
+
+def test_synced_that_cannot_be_made_durable_is_not_answered(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk() -> None:
+        raise StorageError("no space is left")
+
+    monkeypatch.setattr(session.secondary, "_synced", full_disk)
+    with pytest.raises(StorageError):
+        session.receive(wire.frame(Kind.SYNCED, EPOCH))
     assert session.answers() == []
+
+
+def test_first_change_says_its_number_if_the_session_did_not(session: Session) -> None:
+    session.secondary = Secondary(session.stores, EPOCH, session.link, 0, session._synced)
+    session.receive(changes(77, write(0, b"a")) + changes(78, write(1, b"b")))
+    assert session.answers()[-1] == (Kind.ACK, 78)
+    with pytest.raises(ProtocolError, match="change 80 came after change 78"):
+        session.receive(changes(80, write(0, b"x")))
+
+
+def test_connections_of_the_owners_clients_are_told(session: Session) -> None:
+    told = list[list[wire.Endpoint]]()
+    session.secondary = Secondary(session.stores, EPOCH, session.link, 1, session._synced, told.append)
+    session.receive(wire.encode_clients(EPOCH, [("192.0.2.9", 40000, "192.0.2.21", 10809)]))
+    session.receive(wire.encode_clients(EPOCH, []))
+    assert told == [[("192.0.2.9", 40000, "192.0.2.21", 10809)], []]
 
 
 def test_ping_is_answered_with_its_number(session: Session) -> None:
@@ -269,7 +295,9 @@ def test_ping_is_answered_with_its_number(session: Session) -> None:
     assert session.answers() == [(Kind.PONG, 99)]
 
 
-@pytest.mark.parametrize("kind", sorted(set(Kind) - {Kind.CHANGES, Kind.FLUSH, Kind.COMPARE, Kind.SYNCED, Kind.PING}))
+@pytest.mark.parametrize(
+    "kind", sorted(set(Kind) - {Kind.CHANGES, Kind.FLUSH, Kind.COMPARE, Kind.SYNCED, Kind.PING, Kind.CLIENTS})
+)
 def test_frames_that_an_owner_does_not_send_are_refused(session: Session, kind: Kind) -> None:
     session.refuses(wire.frame(kind, EPOCH), f"an unexpected {kind.name} frame")
 

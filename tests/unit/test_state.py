@@ -11,12 +11,8 @@ from typing import Any
 import pytest
 
 from stortrends_ha.errors import StorageError
-from stortrends_ha.replication.session import Record
 from stortrends_ha.storage import state as state_module
 from stortrends_ha.storage.state import ReplicaState, StateFile
-
-INITIAL = Record(1, "node-a", ("node-a", "node-b"))
-NEXT = Record(2, "node-b", ("node-b",))
 
 
 @pytest.fixture
@@ -25,7 +21,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def load(path: Path) -> StateFile:
-    return StateFile(path, "rg-a", INITIAL)
+    return StateFile(path, "rg-a")
 
 
 def boot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, boot_id: str) -> None:
@@ -39,24 +35,23 @@ def boot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, boot_id: str) -> None:
 
 def test_new_replica_has_the_initial_state_and_no_file(path: Path) -> None:
     file = load(path)
-    assert file.state == ReplicaState(INITIAL)
-    assert not file.was_open
+    assert file.state == ReplicaState()
     assert not path.exists()
 
 
 def test_changes_are_kept(path: Path) -> None:
     file = load(path)
-    file.update(record=NEXT, lineage="abc", needs_sync=True)
+    file.update(settled_epoch=7, lineage="abc", needs_sync=True)
     file.update(lost_cache=True)
     again = load(path)
-    assert again.state == file.state == ReplicaState(NEXT, "abc", lost_cache=True, needs_sync=True)
+    assert again.state == file.state == ReplicaState("abc", settled_epoch=7, lost_cache=True, needs_sync=True)
 
 
 def test_open_is_found_at_the_next_start(path: Path) -> None:
-    load(path).update(open=True)
-    assert load(path).was_open
+    load(path).begin(open=True)
+    assert load(path).state.open
     load(path).update(open=False)
-    assert not load(path).was_open
+    assert not load(path).state.open
 
 
 def test_nothing_is_written_when_nothing_changes(path: Path) -> None:
@@ -76,7 +71,7 @@ def test_file_is_readable_by_people_and_says_whose_it_is(path: Path) -> None:
 
 
 def test_restart_of_the_process_loses_no_cache(path: Path) -> None:
-    load(path).update(open=True)
+    load(path).begin(open=True)
     assert not load(path).state.lost_cache
 
 
@@ -84,13 +79,13 @@ def test_restart_of_the_process_loses_no_cache(path: Path) -> None:
 def test_restart_of_the_host_after_an_orderly_stop_loses_no_cache(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answered: bool
 ) -> None:
-    load(path).update(open=True)
+    load(path).begin(open=True)
     flushed = {"boot_id": ""}  # everything, even what was not answered
     load(path).update(**flushed, **({"open": False} if answered else {}))
     boot(monkeypatch, tmp_path, "another")
     found = load(path)
     assert not found.state.lost_cache
-    assert found.was_open != answered
+    assert found.state.open != answered
 
 
 def test_lost_cache_is_found_again_after_each_restart_of_the_host(
@@ -100,23 +95,23 @@ def test_lost_cache_is_found_again_after_each_restart_of_the_host(
         boot(monkeypatch, tmp_path, name)
         found = load(path)
         assert found.state.lost_cache == (name != "first")
-        found.update(open=True, lost_cache=False)
+        found.begin(open=True, lost_cache=False)
 
 
 def test_cache_lost_by_a_restart_of_the_host_is_found_once(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load(path).update(open=True)
+    load(path).begin(open=True)
     boot(monkeypatch, tmp_path, "another")
     found = load(path)
     assert found.state.lost_cache
-    found.update(open=True, needs_sync=True)  # the next session
+    found.begin(open=True, needs_sync=True)  # the next session
     found.update(needs_sync=False, lost_cache=False)  # it has mended it
     assert not load(path).state.lost_cache  # the process was killed, the host was not
 
 
 def test_lost_cache_stays_until_a_sync_mends_it(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load(path).update(open=True)
+    load(path).begin(open=True)
     for boot_id in ("second", "second", "third"):
         boot(monkeypatch, tmp_path, boot_id)
         assert load(path).state.lost_cache
@@ -127,7 +122,7 @@ def test_lost_cache_stays_until_a_sync_mends_it(path: Path, tmp_path: Path, monk
 def test_cache_is_lost_again_by_the_next_restart_of_the_host(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load(path).update(open=True)
+    load(path).begin(open=True)
     boot(monkeypatch, tmp_path, "second")
     load(path).update(lost_cache=False)
     boot(monkeypatch, tmp_path, "third")
@@ -140,10 +135,9 @@ def test_cache_is_lost_again_by_the_next_restart_of_the_host(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from stortrends_ha.replication.session import Record
 from stortrends_ha.storage.state import StateFile
 path, kill_at = Path(sys.argv[1]), int(sys.argv[2])
-file = StateFile(path, "rg-a", Record(1, "node-a", ("node-a", "node-b")))
+file = StateFile(path, "rg-a")
 calls = 0
 def watch(frame, event, function):
     global calls
@@ -152,7 +146,7 @@ def watch(frame, event, function):
         if calls == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 sys.setprofile(watch)
-file.update(record=Record(2, "node-b", ("node-b",)), open=True)
+file.begin(settled_epoch=2, open=True)
 sys.setprofile(None)
 print(calls)
 """
@@ -180,12 +174,12 @@ def test_killed_at_any_step_the_old_or_the_new_state_is_there(tmp_path: Path, ex
         if existing:
             load(path).update(lineage="abc")
         assert update_in_a_child(path, kill_at).returncode == -signal.SIGKILL
-        outcomes.append(load(path).state.record)
+        outcomes.append(load(path).state.settled_epoch)
         load(path).update(lineage="next")  # what was left over is in nobody's way
         assert load(path).state.lineage == "next"
-    assert outcomes == [INITIAL] * outcomes.count(INITIAL) + [NEXT] * outcomes.count(NEXT)
-    assert outcomes.count(INITIAL) > 5
-    assert outcomes.count(NEXT) > 0
+    assert outcomes == [0] * outcomes.count(0) + [2] * outcomes.count(2)
+    assert outcomes.count(0) > 5
+    assert outcomes.count(2) > 0
 
 
 def test_content_is_on_the_disk_before_its_name_and_its_name_before_update_returns(
@@ -234,7 +228,7 @@ def test_directory_that_was_made_is_made_durable_too(path: Path, monkeypatch: py
 def good() -> dict[str, Any]:
     return {
         "group": "rg-a",
-        "record": {"epoch": 1, "owner": "node-a", "in_sync": ["node-a"]},
+        "settled_epoch": 1,
         "lineage": "abc",
         "open": True,
         "boot_id": "x",
@@ -255,14 +249,7 @@ def without(key: str) -> str:
     "text",
     [
         "", "\0" * 300, "{", "[]", "null", "1", "{}", json.dumps(good())[:-20], "[" * 100_000,
-        damaged(group="rg-b"), damaged(record=None), damaged(record=[]), damaged(record={}),
-        damaged(record={"epoch": "1", "owner": "node-a", "in_sync": []}),
-        damaged(record={"epoch": True, "owner": "node-a", "in_sync": []}),
-        damaged(record={"epoch": 1, "owner": None, "in_sync": []}),
-        damaged(record={"epoch": 1, "owner": "node-a", "in_sync": None}),
-        damaged(record={"epoch": 1, "owner": "node-a", "in_sync": [1]}),
-        damaged(record={"epoch": 1, "owner": "node-a", "in_sync": "node-a"}),
-        damaged(record={"epoch": 1.5, "owner": "node-a", "in_sync": []}),
+        damaged(group="rg-b"), damaged(settled_epoch="1"), damaged(settled_epoch=True), damaged(settled_epoch=None),
         damaged(lineage=None), damaged(open="yes"), damaged(open=1), damaged(needs_sync=None),
         damaged(lost_cache=0), damaged(boot_id=1),
         *map(without, good()),
@@ -277,6 +264,13 @@ def test_damaged_file_is_said_to_be_damaged(path: Path, text: str) -> None:
     assert message.startswith(f"group rg-a: its state {path} is damaged (")
     assert "restore the file" in message
     assert path.read_text() == text
+
+
+def test_file_of_a_version_that_kept_the_record_in_it_says_what_to_do(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text(damaged(record={"epoch": 1, "owner": "node-a", "in_sync": ["node-a"]}))
+    with pytest.raises(StorageError, match='kept the record in it: stop both nodes, take out "record"'):
+        load(path)
 
 
 def test_file_that_is_not_text_or_cannot_be_read_is_said(path: Path) -> None:

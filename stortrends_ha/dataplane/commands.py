@@ -1,0 +1,108 @@
+"""What the supervisor tells a data process: one JSON object a line, checked here and nowhere else.
+
+``lease``, ``drop`` and ``stop`` are carried out at once and have no answer; each of the others has a number and is
+answered by ``done`` when it has been carried out, in order, one at a time.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from stortrends_ha.errors import ProtocolError
+from stortrends_ha.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """Be the secondary for exactly this record."""
+
+    number: int
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """Be the owner by this record; answer nothing before ``not_before_ns`` (CLOCK_BOOTTIME)."""
+
+    number: int
+    record: Record
+    not_before_ns: int
+    forced: bool  # rule 11: the data gets a new lineage
+    clears_loss: bool  # the record was granted although the cache was lost
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Rule 4: serve, apply and acknowledge nothing any more."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Finish what is under way and stop, for a handover."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Rule 5: a mirrored owner may answer until then (CLOCK_BOOTTIME)."""
+
+    until_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Close the connections kept after a handover."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End in order."""
+
+
+Order = Follow | Lead | Idle | Release
+Command = Order | Lease | Drop | Stop
+
+
+def parse(line: bytes) -> Command:
+    """The command in a line. Raises ProtocolError."""
+    try:
+        return _parse(json.loads(line))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
+        raise ProtocolError(f"a command that cannot be understood ({e!r}): {line[:200]!r}") from None
+
+
+def _parse(message: Any) -> Command:
+    match message["type"]:
+        case "lease":
+            return Lease(_typed(message["until_ns"], int))
+        case "drop":
+            return Drop()
+        case "stop":
+            return Stop()
+    number = _typed(message["id"], int)
+    match message["type"]:
+        case "follow":
+            return Follow(number, Record.decode(message["record"]))
+        case "lead":
+            return Lead(
+                number,
+                Record.decode(message["record"]),
+                _typed(message["not_before_ns"], int),
+                _typed(message["forced"], bool),
+                _typed(message["clears_loss"], bool),
+            )
+        case "idle":
+            return Idle(number)
+        case "release":
+            return Release(number)
+        case other:
+            raise ValueError(f"an unknown type {other!r}")
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value

@@ -1,0 +1,57 @@
+"""What a supervisor may say to a data process, and that nothing else is taken for it."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stortrends_ha.dataplane.commands import Drop, Follow, Idle, Lead, Lease, Release, Stop, parse
+from stortrends_ha.errors import ProtocolError
+from stortrends_ha.record import Record
+
+RECORD = Record(3, "node-a", ("node-a", "node-b"))
+LEAD: dict[str, Any] = {
+    "type": "lead", "id": 7, "record": RECORD.encode(), "not_before_ns": 5, "forced": False, "clears_loss": True,
+}  # fmt: skip
+
+
+def line(message: object) -> bytes:
+    return json.dumps(message).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("message", "command"),
+    [
+        ({"type": "follow", "id": 1, "record": RECORD.encode()}, Follow(1, RECORD)),
+        (LEAD, Lead(7, RECORD, 5, False, True)),
+        ({"type": "idle", "id": 2}, Idle(2)),
+        ({"type": "release", "id": 3}, Release(3)),
+        ({"type": "lease", "until_ns": 1 << 60}, Lease(1 << 60)),
+        ({"type": "drop"}, Drop()),
+        ({"type": "stop"}, Stop()),
+    ],
+)
+def test_each_command_is_understood(message: object, command: object) -> None:
+    assert parse(line(message)) == command
+
+
+@pytest.mark.parametrize("key", [key for key in LEAD if key != "type"])
+@pytest.mark.parametrize("wrong", [None, "x", [], 1.5])
+def test_command_with_anything_wrong_or_missing_is_refused(key: str, wrong: object) -> None:
+    for message in ({**LEAD, key: wrong}, {name: value for name, value in LEAD.items() if name != key}):
+        with pytest.raises(ProtocolError, match="a command that cannot be understood"):
+            parse(line(message))
+
+
+@pytest.mark.parametrize("message", [1, [], None, {}, {"type": "sing", "id": 1}, {"type": "idle"}, {"type": ["stop"]}])
+def test_what_is_no_command_is_refused(message: object) -> None:
+    with pytest.raises(ProtocolError):
+        parse(line(message))
+
+
+@given(st.binary(max_size=100))
+def test_noise_is_refused(noise: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        parse(noise)
