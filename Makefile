@@ -15,11 +15,15 @@ ARGS ?=
 SEEDS ?= 1000
 FUZZ_ROUNDS ?= 10
 
-# program:package of Debian that has it
+# program:package of Debian that has it; a path (with *) stands for itself
 TEST_PROGRAMS := fio:fio nbdinfo:libnbd-bin nbdcopy:libnbd-bin nbdfuse:libnbd-bin nbdsh:python3-libnbd \
 	nbd-client:nbd-client qemu-img:qemu-utils qemu-io:qemu-utils qemu-storage-daemon:qemu-system-common \
-	mkfs.ext4:e2fsprogs e2fsck:e2fsprogs fusermount3:fuse3 losetup:mount unshare:util-linux ip:iproute2
+	mkfs.ext4:e2fsprogs e2fsck:e2fsprogs fusermount3:fuse3 losetup:mount unshare:util-linux setpriv:util-linux \
+	ip:iproute2 nft:nftables etcd:etcd-server etcdctl:etcd-client fence_dummy:fence-agents
 BENCH_PROGRAMS := fio:fio
+# The plain busybox needs libraries. A kernel is a file, and installing one adds it to the machine's boot menu.
+GUEST_PROGRAMS := qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils mkfs.ext4:e2fsprogs e2fsck:e2fsprogs cpio:cpio \
+	/var/lib/dpkg/info/busybox-static.list:busybox-static /boot/vmlinuz-*-cloud-amd64:linux-image-cloud-amd64
 
 # A Python that is new enough and can make a virtual environment; Debian's own is preferred. Debian keeps
 # ensurepip in python3-venv.
@@ -39,9 +43,14 @@ endef
 define install_missing
 $(find_python)
 missing=()
+set -f
 for need in $(1); do
-	PATH="$$PATH:/usr/sbin:/sbin" command -v "$${need%%:*}" > /dev/null || missing+=("$${need#*:}")
+	case "$$need" in
+	/*) compgen -G "$${need%%:*}" > /dev/null || missing+=("$${need#*:}") ;;
+	*) PATH="$$PATH:/usr/sbin:/sbin" command -v "$${need%%:*}" > /dev/null || missing+=("$${need#*:}") ;;
+	esac
 done
+set +f
 [[ -e $(VENV)/.made ]] || find_python > /dev/null || missing+=(python3-venv)
 if (( $${#missing[@]} )); then
 	packages=$$(printf '%s\n' "$${missing[@]}" | sort -u | xargs)
@@ -61,7 +70,7 @@ endef
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(VENV)/.demo ## Run two nodes on this machine until Ctrl-C (ARGS="--dir DIR --port-base P")
@@ -74,13 +83,22 @@ test: test-packages $(VENV)/.test ## Check style, types and imports, and run all
 	$(BIN)/mypy
 	$(BIN)/mypy tests/*.py tests/unit
 	$(BIN)/mypy tests/integration
-	$(BIN)/mypy --package tests.simulation
+	MYPYPATH=tests/integration $(BIN)/mypy --package tests.failures --package tests.guest
+	$(BIN)/mypy --package tests.simulation --package tests.simulator --package tests.rules_model
 	$(BIN)/lint-imports
 	$(BIN)/pytest $(ARGS)
+
+.PHONY: test-guest
+test-guest: test-guest-packages $(VENV)/.test ## Run a virtual machine on a volume while its nodes are killed (QEMU, no KVM)
+	$(BIN)/pytest tests/guest/guest_failover.py $(ARGS)
 
 .PHONY: bench
 bench: bench-packages $(VENV)/.demo ## Measure it beside other NBD servers (ARGS="--help" lists the options)
 	@$(BIN)/python -m bench.run $(ARGS)
+
+.PHONY: failover-bench
+failover-bench: bench-packages $(VENV)/.demo ## Measure how long clients wait at a failover (ARGS="--help" lists the options)
+	@$(BIN)/python -m bench.failover $(ARGS)
 
 # Tests that set their own number of examples do not heed the profile: hence rounds, each with new examples.
 .PHONY: fuzz
@@ -105,6 +123,10 @@ demo-packages:
 .PHONY: test-packages
 test-packages:
 	@$(call install_missing,$(TEST_PROGRAMS))
+
+.PHONY: test-guest-packages
+test-guest-packages:
+	@$(call install_missing,$(GUEST_PROGRAMS))
 
 .PHONY: bench-packages
 bench-packages:

@@ -33,6 +33,17 @@ def status(path: Path, timeout_s: float = TIMEOUT_S) -> NodeStatus:
     return found
 
 
+def request(path: Path, command: dict[str, Any], timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+    """Give a command to the node behind the control socket at `path`; its answer. A refusal raises StorTrendsError with
+    the node's own sentence."""
+    answer = _ask(path, json.dumps(command).encode() + b"\n", timeout_s)
+    result = answer.get(command["command"]) if isinstance(answer, dict) else None
+    if isinstance(result, dict):
+        return result
+    refusal = answer.get("error") if isinstance(answer, dict) else None
+    raise StorTrendsError(str(refusal or "The node gave no answer that can be understood."))
+
+
 def _ask(path: Path, request: bytes, timeout_s: float) -> Any:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:

@@ -1,59 +1,63 @@
-"""`stortrends-ha demo`: a cluster of two nodes on this machine, for trying things out.
+"""`stortrends-ha demo`: a cluster of two nodes and a witness on this machine, for trying things out.
 
-Job: make the cluster, start its nodes as the very daemons that a real cluster has, wait until everything is
-in sync, say what runs and what to try, stay until told to stop.
+Job: make the cluster, start its processes as the very daemons that a real cluster has, wait until everything is
+in sync, say what runs and what to try, tell what happens to it, stay until told to stop.
 Invariants: stdout gets one thing, the announcement (with --json: exactly one line); everything else goes to
 stderr. SIGINT, SIGTERM and SIGHUP are blocked and taken at one place, so that no signal can come between a
-start and its stop. However the demo ends, its nodes end with it.
-Neighbours: `demo_layout` knows paths and ports, `demo_nodes` the processes.
+start and its stop. However the demo ends, its processes end with it; what ends before is told, and the demo goes on.
+Neighbours: `demo_layout` knows paths and ports, `demo_nodes` the processes, `demo_groups` how the groups are,
+`demo_words` what is announced.
 """
 
 import contextlib
 import json
 import os
-import shlex
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from stortrends_ha.cli import demo_nodes
-from stortrends_ha.cli.client import NodeStatus
-from stortrends_ha.cli.demo_layout import NODES, VOLUME_BYTES, DemoGroup, Layout
-from stortrends_ha.cli.demo_nodes import DemoNode, own_command
+from stortrends_ha.cli.demo_groups import GroupState, group_state
+from stortrends_ha.cli.demo_layout import Layout
+from stortrends_ha.cli.demo_nodes import Demo
+from stortrends_ha.cli.demo_words import in_json, in_words
 from stortrends_ha.config import load
 from stortrends_ha.errors import ConfigError, StartError, StorageError
 
 # New volumes are in sync at once; old ones, after a crash, are compared at some 100 MiB/s or more.
 IN_SYNC_S = 120.0
+# A start usually takes two or three seconds; what happens in them is of no interest.
+SAY_AFTER_S = 5.0
 POLL_S = 0.1
-WATCH_S = 1.0
+WATCH_S = 0.2
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SIGNALS = (*_STOP_SIGNALS, signal.SIGCHLD)
 
 
-def demo(directory: Path | None, port_base: int, *, as_json: bool) -> int:
+def run(directory: Path | None, port_base: int, *, as_json: bool) -> int:
     """Run the demo until it is told to stop; returns the exit code."""
     with _signals_blocked(), _directory(directory) as path:
         layout = Layout(path, port_base)
         layout.check_ports()
         layout.prepare()
         _require_usable(layout)
-        nodes = [DemoNode(name, layout) for name in NODES]
+        demo = Demo(layout)
         try:
-            for node in nodes:
-                node.start()
-            if _becomes_in_sync(layout, nodes):
-                print(json.dumps(_as_json(layout, nodes)) if as_json else _as_text(layout, nodes), flush=True)
-                _watch(nodes)
+            for process in demo.processes:
+                process.start()
+            if states := _become_in_sync(demo):
+                owners = {name: state.owner for name, state in states.items()}
+                print(json.dumps(in_json(demo, owners)) if as_json else in_words(demo, owners), flush=True)
+                _watch(demo, states)
         finally:
-            _say("Stopping the nodes ...")
-            demo_nodes.stop(nodes)
+            _say("Stopping the nodes and the witness ...")
+            demo_nodes.stop([demo.witness])  # first: a node whose peer has stopped earlier can then not take over
+            demo_nodes.stop(demo.nodes)
             _say(f"Stopped. The data stays in {path}." if directory else "Stopped.")
     return 0
 
@@ -101,120 +105,47 @@ def _directory(chosen: Path | None) -> Iterator[Path]:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def _becomes_in_sync(layout: Layout, nodes: Sequence[DemoNode]) -> bool:
-    """Wait until every group is in sync; False if told to stop before."""
-    _say(f"Starting node-a and node-b in {layout.directory} ...")
-    deadline_s = time.monotonic() + IN_SYNC_S
+def _become_in_sync(demo: Demo) -> dict[str, GroupState] | None:
+    """Wait until every group is in sync, and say how they are then; None if told to stop before."""
+    _say(f"Starting node-a and node-b, and a witness, in {demo.layout.directory} ...")
+    began_s = time.monotonic()
     said: dict[str, str] = {}
     while True:
-        for node in nodes:
-            node.require_running()
-        statuses = {node.name: status for node in nodes if (status := node.status())}
-        now = {group.name: _state(group, statuses) for group in layout.groups}
-        if all(state == "in-sync" for state in now.values()):
-            return True
+        for process in demo.processes:
+            process.require_running()
+        now = _states(demo)
+        if all(state.in_sync for state in now.values()):
+            return now
+        waited_s = time.monotonic() - began_s
         for name, state in now.items():
-            word = state.partition(":")[0]
-            if said.get(name) != word:
-                _say(f"{name}: {state if word in ('held', 'failed') else word}")
-                said[name] = word
-        if time.monotonic() > deadline_s:
-            raise StartError(_too_slow(now, nodes))
+            if waited_s > SAY_AFTER_S and said.get(name) != state.state:
+                _say(f"{name}: {state}")
+                said[name] = state.state
+        if waited_s > IN_SYNC_S:
+            raise StartError(_too_slow(demo, now))
         if _stop_asked(within_s=POLL_S):
-            return False
+            return None
 
 
-def _state(group: DemoGroup, statuses: Mapping[str, NodeStatus]) -> str:
-    """How a group is, as its owner says."""
-    if group.owner not in statuses:
-        return f"waiting for {group.owner}"
-    view = statuses[group.owner]["groups"][group.name]
-    why = f": {view['why']}" if view["why"] else ""
-    return "in-sync" if view["state"] == "in-sync" else f"{view['state']}{why}"
+def _states(demo: Demo) -> dict[str, GroupState]:
+    statuses = {node.name: status for node in demo.nodes if (status := node.status())}
+    return {group.name: group_state(group.name, statuses) for group in demo.layout.groups}
 
 
-def _too_slow(states: Mapping[str, str], nodes: Sequence[DemoNode]) -> str:
+def _too_slow(demo: Demo, states: Mapping[str, GroupState]) -> str:
     waiting = "; ".join(f"{name}: {state}" for name, state in states.items())
-    logs = "\n".join(f"{node.name}: {node.last_words()}" for node in nodes)
+    logs = "\n".join(f"{process.name}: {process.last_words()}" for process in demo.processes)
     return f"The groups are not in sync after {IN_SYNC_S:g} s ({waiting}).\n{logs}"
 
 
-def _watch(nodes: Sequence[DemoNode]) -> None:
-    """Tell of nodes that go and come back, until told to stop."""
+def _watch(demo: Demo, before: Mapping[str, GroupState]) -> None:
+    """Tell of processes that go and come back, and of what becomes of the groups, until told to stop."""
     while not _stop_asked(within_s=WATCH_S):
-        for node in nodes:
-            if news := node.look():
+        for process in demo.processes:
+            if news := process.look():
                 _say(news)
-
-
-def _as_json(layout: Layout, nodes: Sequence[DemoNode]) -> dict[str, Any]:
-    return {
-        "ready": True,
-        "dir": str(layout.directory),
-        "config": str(layout.config),
-        "nodes": {
-            node.name: {
-                "pid": node.pid,
-                "control": str(layout.control(node.name)),
-                "metrics": f"http://{layout.metrics(node.name)}/metrics",
-                "command": node.command,
-                "backing": {group.volume: str(layout.backing(node.name, group.volume)) for group in layout.groups},
-            }
-            for node in nodes
-        },
-        "volumes": {
-            group.volume: {
-                "uri": group.uri,
-                "group": group.name,
-                "owner": group.owner,
-                "size_bytes": VOLUME_BYTES,
-            }
-            for group in layout.groups
-        },
-    }
-
-
-def _as_text(layout: Layout, nodes: Sequence[DemoNode]) -> str:
-    first, second = layout.groups
-    status = shlex.join([*own_command(), "status", "--config", str(layout.config)])
-    return f"""\
-Two nodes run on this machine, and every write to a volume is on both before it is answered.
-
-{_runs(layout, nodes)}
-
-Try, in another terminal:
-  See how everything is
-    {status}
-  Ask what a volume is (package libnbd-bin)
-    nbdinfo {first.uri}
-  Read a volume out and compare it with both replicas
-    nbdcopy {first.uri} - | cmp - {_path(layout, "node-a", first)}
-    nbdcopy {first.uri} - | cmp - {_path(layout, "node-b", first)}
-  Use it as QEMU does (package qemu-utils)
-    qemu-img info {second.uri}
-    qemu-io -f raw -c 'write -P 0x5a 0 1M' -c 'read -P 0x5a 0 1M' {second.uri}
-  Measure it (package fio)
-    fio --name=try --ioengine=nbd --uri={first.uri} --rw=randwrite --bs=4k --iodepth=32 --size=256M \\
-        --time_based --runtime=10
-
-Take a node away while fio runs: writes are held, not failed, and go on when it is back.
-    kill -9 {nodes[1].pid}
-    {status}
-    {shlex.join(nodes[1].command)}
-
-Ctrl-C stops everything."""
-
-
-def _runs(layout: Layout, nodes: Sequence[DemoNode]) -> str:
-    lines = []
-    for node, group in zip(nodes, layout.groups, strict=True):
-        lines += [
-            f"{node.name} (pid {node.pid}) owns {group.name} with volume {group.volume}, 1 GiB: {group.uri}",
-            f"    replicas and log in {layout.state_dir(node.name)}",
-            f"    metrics at http://{layout.metrics(node.name)}/metrics",
-        ]
-    return "\n".join(lines)
-
-
-def _path(layout: Layout, node: str, group: DemoGroup) -> str:
-    return shlex.quote(str(layout.backing(node, group.volume)))
+        now = _states(demo)
+        for name, state in now.items():
+            if (state.owner, state.state) != (before[name].owner, before[name].state):
+                _say(f"{name}: {state}")
+        before = now

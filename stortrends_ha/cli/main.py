@@ -10,12 +10,18 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stortrends_ha import __version__
 from stortrends_ha.errors import StorTrendsError
 
+if TYPE_CHECKING:
+    from stortrends_ha.config import Address
+
 DEFAULT_CONFIG = Path("/etc/stortrends-ha/cluster.yaml")
 DEMO_PORT_BASE = 10809  # the first port is then the one that IANA gives to NBD
+WITNESS_LISTEN = "0.0.0.0:7801"
+WITNESS_STATE = Path("/var/lib/stortrends-ha-witness")
 INTERRUPTED = 130  # what shells show for a command that was ended by Ctrl-C
 
 
@@ -48,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
     status = commands.add_parser("status", help="show nodes, groups and volumes")
     status.add_argument("--json", action="store_true", help="for programs: one JSON object")
+    status.add_argument("--verbose", action="store_true", help="every heartbeat path, and moves of long ago")
     status.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="cluster file (default: %(default)s)")
     status.add_argument("--name", help="ask only this node of the file")
     status.add_argument("--control", type=Path, help="ask the node behind this control socket, without a cluster file")
@@ -56,6 +63,34 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="say whether a cluster file is right, and what it describes")
     check.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="cluster file (default: %(default)s)")
     check.set_defaults(run=_check)
+
+    _add_ownership(commands)
+
+    witness = commands.add_parser(
+        "witness", help="run the witness (the daemon on a third machine that has the last word)"
+    )
+    witness.add_argument(
+        "--listen",
+        type=_address,
+        default=WITNESS_LISTEN,
+        metavar="HOST:PORT",
+        help="address that it listens on (default: %(default)s)",
+    )
+    witness.add_argument(
+        "--state",
+        type=Path,
+        default=WITNESS_STATE,
+        metavar="DIR",
+        help="where its registers are, and the key of each cluster as keys/CLUSTER.key (default: %(default)s)",
+    )
+    witness.set_defaults(run=_witness)
+
+    release = commands.add_parser(
+        "release-addresses", help="remove a node's floating addresses from this machine, after the node has ended"
+    )
+    release.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="cluster file (default: %(default)s)")
+    release.add_argument("--name", required=True, help="which node of the file this machine is")
+    release.set_defaults(run=_release_addresses)
 
     demo = commands.add_parser("demo", help="run a cluster of two nodes on this machine, to try it")
     demo.add_argument(
@@ -68,17 +103,80 @@ def _parser() -> argparse.ArgumentParser:
         type=_port_base,
         default=DEMO_PORT_BASE,
         metavar="P",
-        help="first of the eight ports it uses on 127.0.0.1 (default: %(default)s)",
+        help="first of the eleven ports it uses on 127.0.0.1 (default: %(default)s)",
     )
     demo.add_argument("--json", action="store_true", help="for programs: one line of JSON when everything is in sync")
     demo.set_defaults(run=_demo)
     return parser  # fmt: skip
 
 
+def _add_ownership(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    group = commands.add_parser("group", help="move a group, or own it whatever may be lost")
+    actions = group.add_subparsers(title="actions", metavar="ACTION", required=True)
+
+    move = actions.add_parser("move", help="hand a group over to the other node")
+    move.add_argument("group", metavar="GROUP")
+    move.add_argument("--to", required=True, metavar="NODE", help="the node that shall own it")
+    move.set_defaults(run=_move)
+
+    force = actions.add_parser("force-own", help="make this node the owner though it may lack acknowledged writes")
+    force.add_argument("group", metavar="GROUP")
+    force.add_argument("--accept-data-loss", action="store_true", help="needed: what this node lacks is lost")
+    force.add_argument("--name", help="which node, if both run on this machine")
+    force.set_defaults(run=_force_own)
+
+    drain = commands.add_parser("drain", help="move everything away from this machine's node, for maintenance")
+    drain.add_argument("node", metavar="NODE")
+    drain.set_defaults(run=_drain)
+
+    undrain = commands.add_parser("undrain", help="let groups be owned by this machine's node again")
+    undrain.add_argument("node", metavar="NODE")
+    undrain.set_defaults(run=_undrain)
+
+    for parser in (move, force, drain, undrain):
+        parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="cluster file (default: %(default)s)")
+
+
+def _move(options: argparse.Namespace) -> int:
+    from stortrends_ha.cli import ownership
+
+    return ownership.move(options.config, options.group, options.to)
+
+
+def _force_own(options: argparse.Namespace) -> int:
+    from stortrends_ha.cli import ownership
+
+    return ownership.force_own(options.config, options.group, options.name, accept_data_loss=options.accept_data_loss)
+
+
+def _drain(options: argparse.Namespace) -> int:
+    from stortrends_ha.cli import ownership
+
+    return ownership.drain(options.config, options.node)
+
+
+def _undrain(options: argparse.Namespace) -> int:
+    from stortrends_ha.cli import ownership
+
+    return ownership.undrain(options.config, options.node)
+
+
 def _port_base(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= 65535 - 7:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to {65535 - 7}")
+    from stortrends_ha.cli.demo_layout import PORTS
+
+    last = 65536 - PORTS
+    if not text.isdigit() or not 1 <= int(text) <= last:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to {last}")
     return int(text)
+
+
+def _address(text: str) -> "Address":
+    from stortrends_ha.config.values import parse_address
+
+    try:
+        return parse_address(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an address such as {WITNESS_LISTEN} or [::]:7801") from None
 
 
 def _node(options: argparse.Namespace) -> int:
@@ -94,8 +192,8 @@ def _status(options: argparse.Namespace) -> int:
     from stortrends_ha.cli import status
 
     if options.control:
-        return status.status_of_socket(options.control, as_json=options.json)
-    return status.status_of_cluster(options.config, options.name, as_json=options.json)
+        return status.status_of_socket(options.control, as_json=options.json, verbose=options.verbose)
+    return status.status_of_cluster(options.config, options.name, as_json=options.json, verbose=options.verbose)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -104,7 +202,19 @@ def _check(options: argparse.Namespace) -> int:
     return check(options.config)
 
 
+def _witness(options: argparse.Namespace) -> int:
+    from stortrends_ha.cli.witness import witness
+
+    return witness(options.listen, options.state)
+
+
+def _release_addresses(options: argparse.Namespace) -> int:
+    from stortrends_ha.cli.release_addresses import release_addresses
+
+    return release_addresses(options.config, options.name)
+
+
 def _demo(options: argparse.Namespace) -> int:
     from stortrends_ha.cli import demo
 
-    return demo.demo(options.dir, options.port_base, as_json=options.json)
+    return demo.run(options.dir, options.port_base, as_json=options.json)

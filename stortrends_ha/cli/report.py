@@ -1,8 +1,9 @@
 """The status of the nodes as a page for people.
 
-Job: tables of nodes, groups and volumes that fit into 80 columns, and below them, in words, what is not well.
-Invariants: each node is shown as it sees itself, nothing is guessed; colours are only for terminals, and
-nothing is said by colour alone.
+Job: tables of nodes, groups and volumes that fit into 80 columns, and below them, in words, what is not well, and the
+newest change of owner of each group.
+Invariants: each node is shown as it sees itself, nothing is guessed; colours are only for terminals, and nothing is
+said by colour alone; when all is well, the tables are followed by nothing but moves of the last day.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,8 @@ _STYLES = {
     "up": "green",
     "in-sync": "green",
     "connected": "green",
+    "alone": "yellow",
+    "idle": "yellow",
     "syncing": "yellow",
     "starting": "yellow",
     "connecting": "yellow",
@@ -33,10 +36,15 @@ _STYLES = {
     "not answering": "bold red",
 }
 _NONE = "-"
+# A heartbeat path is silent when nothing came on it for the time of so many beats, and for so long.
+_SILENT_BEATS = 5
+_SILENT_S = 3.0
+# A move that is longer ago is of no interest, unless somebody asks.
+_RECENT_S = 86400.0
 
 
-def show(nodes: Mapping[str, NodeStatus]) -> None:
-    """Print the page to stdout."""
+def show(nodes: Mapping[str, NodeStatus], *, verbose: bool = False) -> None:
+    """Print the page to stdout. ``verbose``: heartbeat paths that are well, and old moves, too."""
     console = Console(highlight=False)
     tables = [_nodes(nodes), _groups(nodes), _volumes(nodes)]
     if not console.is_terminal:  # whatever reads a pipe is not helped by folded names
@@ -44,8 +52,17 @@ def show(nodes: Mapping[str, NodeStatus]) -> None:
     for table in tables:
         console.print(table)
         console.print()
-    for line in _troubles(nodes):
+    for line in _lines(nodes, verbose):
         console.print(line)
+
+
+def _lines(nodes: Mapping[str, NodeStatus], verbose: bool) -> Iterator[Text]:
+    """What is said below the tables."""
+    yield from _operator(nodes)
+    yield from _paths(nodes, verbose)
+    yield from _arbiter(nodes)
+    yield from _troubles(nodes)
+    yield from _moves(nodes, verbose)
 
 
 def _width(console: Console, table: Table) -> int:
@@ -71,10 +88,17 @@ def _nodes(nodes: Mapping[str, NodeStatus]) -> Table:
     for name, seen in first["nodes"].items():
         if name in nodes:
             own = nodes[name]
-            table.add_row(name, _state("up"), own["version"], _duration(own["uptime_s"]), f"pid {own['pid']}")
+            state = _node_state(own["nodes"][name])
+            table.add_row(name, state, own["version"], _duration(own["uptime_s"]), f"pid {own['pid']}")
         else:
-            table.add_row(name, _state(seen["state"]), _peer_version(nodes) or _NONE, _NONE, _NONE)
+            table.add_row(name, _node_state(seen), _peer_version(nodes) or _NONE, _NONE, _NONE)
     return table
+
+
+def _node_state(seen: dict[str, Any]) -> Text:
+    """The state, with what the operator wants of the node."""
+    wishes = [word for word in ("drained", "stopping") if seen[word]]
+    return Text(", ").join([_state(seen["state"]), *(Text(word, style="yellow") for word in wishes)])
 
 
 def _peer_version(nodes: Mapping[str, NodeStatus]) -> str | None:
@@ -90,18 +114,27 @@ def _views(nodes: Mapping[str, NodeStatus]) -> Iterator[tuple[str, dict[str, Gro
 
 
 def _groups(nodes: Mapping[str, NodeStatus]) -> Table:
-    numbers = ("Epoch", "Round\ntrip", "Resync")
-    columns = ("Group", "Node", "Role", "State", "Owner", "Epoch", "Link", "Round\ntrip", "Resync")
-    table = _table("Groups", *columns, numbers=numbers)
+    columns = ("Group", "Owner", "In sync", "Epoch", "Node", "State", "Link", "Round\ntrip", "Resync")
+    table = _table("Groups", *columns, numbers=("Epoch", "Round\ntrip", "Resync"))
     for name, views in _views(nodes):
+        above: list[str | Text] = []
         for node, view in views.items():
             link, trip_ms = view["link"], view["link"]["round_trip_ms"]
+            record = [name, view["owner"], _in_sync(nodes[node], view), str(view["epoch"])]
             table.add_row(
-                name if node == next(iter(views)) else "", node, view["role"], _state(view["state"]),
-                view["owner"], str(view["epoch"]), _state(link["state"]),
+                *(cells := record if record != above else [""] * len(record)),
+                node, _state(view["state"]), _state(link["state"]),
                 _NONE if trip_ms is None else f"{trip_ms:.2f} ms", _progress(view["resync"]),
             )  # fmt: skip
+            above = record if cells is record else above
     return table
+
+
+def _in_sync(node: NodeStatus, view: GroupStatus) -> str | Text:
+    """The nodes that have every acknowledged write, by the record."""
+    if len(view["in_sync"]) == len(node["nodes"]):
+        return Text("both", style="green")
+    return Text(" ".join(view["in_sync"]) or _NONE, style="yellow")
 
 
 def _progress(resync: dict[str, int] | None) -> str:
@@ -127,8 +160,64 @@ def _volumes(nodes: Mapping[str, NodeStatus]) -> Table:
     return table
 
 
+def _operator(nodes: Mapping[str, NodeStatus]) -> Iterator[Text]:
+    """What the operator has begun and may have forgotten."""
+    first = next(iter(nodes.values()))
+    for name, seen in first["nodes"].items():
+        state = nodes[name]["nodes"][name] if name in nodes else seen
+        if state["drained"]:
+            yield Text(f"{name} is drained: no group moves to it until: stortrends-ha undrain {name}", overflow="fold")
+        if state["stopping"] and state["state"] == "up":
+            yield Text(f"{name} is being stopped: its groups are handed over first.")
+
+
+def _paths(nodes: Mapping[str, NodeStatus], verbose: bool) -> Iterator[Text]:
+    """The heartbeat paths on which nothing is heard."""
+    for name, node in nodes.items():
+        for path in node["heartbeats"]:
+            silent = _is_silent(path, node["uptime_s"])
+            if not (silent or verbose):
+                continue
+            way = f"{name} hears no heartbeat" if silent else f"{name} hears heartbeats"
+            since = f" for {_duration(path['silent_s'])}" if silent else ""
+            counts = (
+                f" ({path['received']} received, {path['dropped']} dropped, {path['sent']} sent)" if verbose else ""
+            )
+            why = f": {path['why'].rstrip('.')}" if silent and path["why"] else ""
+            yield Text(f"{way} from {path['peer']} on {path['own']}{since}{counts}{why}.")
+
+
+def _is_silent(path: dict[str, Any], uptime_s: float) -> bool:
+    """How often the peer beats is known from how often this node does: the configuration is the same."""
+    interval_s = uptime_s / path["sent"] if path["sent"] else 0.0
+    return bool(path["silent_s"] > max(_SILENT_S, _SILENT_BEATS * interval_s))
+
+
+def _arbiter(nodes: Mapping[str, NodeStatus]) -> Iterator[Text]:
+    """What the arbiter does not grant or answer: a line for each reason, however many groups wait for it."""
+    waiting: dict[str, dict[str, None]] = {}
+    for name, views in _views(nodes):
+        for view in views.values():
+            # A secondary that is well asks nothing, so what it heard last may be long over.
+            if view["arbiter"] and (view["phase"] != "following" or view["state"] == "held"):
+                waiting.setdefault(view["arbiter"], {})[name] = None
+    both = all(state["state"] == "up" for node in nodes.values() for state in node["nodes"].values())
+    for why, groups in waiting.items():
+        meanwhile = (
+            "Nothing changes while both nodes see each other; if a node fails now, the other one holds."
+            if both
+            else "Until that is over, no group can get another owner or another node in sync."
+        )
+        of = f" ({', '.join(groups)})" if len(groups) < len(_all_groups(nodes)) else ""
+        yield Text.assemble(("Warning: ", "bold yellow"), f"{why.rstrip('.')}{of}. {meanwhile}")
+
+
+def _all_groups(nodes: Mapping[str, NodeStatus]) -> dict[str, None]:
+    return dict.fromkeys(name for name, _ in _views(nodes))
+
+
 def _troubles(nodes: Mapping[str, NodeStatus]) -> Iterator[Text]:
-    """One line for everything that is not as it should be."""
+    """One line for everything about a group that is not as it should be."""
     for name, views in _views(nodes):
         for node, view in views.items():
             link, resync = view["link"], view["resync"]
@@ -137,8 +226,37 @@ def _troubles(nodes: Mapping[str, NodeStatus]) -> Iterator[Text]:
             if resync:
                 done, total = _size(resync["done_bytes"]), _size(resync["total_bytes"])
                 yield Text(f"The resync of {name} has done {done} of {total}.")
-            if link["why"] and link["why"] not in view["why"]:
+            gone = nodes[node]["nodes"].get(link["peer"], {}).get("state") == "not answering"
+            if link["why"] and link["why"] not in view["why"] and not gone:
                 yield _trouble(f"The link of {name} from {node} to {link['peer']} is ", link["state"], link["why"])
+            if view["addresses"]:
+                yield Text.assemble((f"Addresses of {name} on {node}: ", "yellow"), view["addresses"])
+
+
+def _moves(nodes: Mapping[str, NodeStatus], verbose: bool) -> Iterator[Text]:
+    """The newest change of each group's owner, from the node that measured it."""
+    for name, views in _views(nodes):
+        newest = min(_last_moves(views), key=lambda found: found[1]["ago_s"], default=None)
+        if newest is None:
+            continue
+        to, last = newest
+        if last["ago_s"] < _RECENT_S or verbose:
+            yield Text(f"{name} {_move(last['kind'], to, last['duration_ms'], _duration(last['ago_s']))}")
+
+
+def _move(kind: str, to: str, duration_ms: float, ago: str) -> str:
+    if kind == "override":
+        return f"was given to {to} by the operator's override {ago} ago."
+    how = "was taken over by" if kind == "takeover" else "moved to"
+    return f"{how} {to} {ago} ago; clients were held for {_milliseconds(duration_ms)}."
+
+
+def _last_moves(views: Mapping[str, GroupStatus]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The last moves, with whom they made the owner. Both nodes see a handover, only the new owner anything else; what
+    a node saw may be undone since."""
+    for node, view in views.items():
+        if (last := view["last_move"]) and (last["kind"] == "handover" or node == view["owner"]):
+            yield view["owner"], last
 
 
 def _trouble(before: str, state: str, why: str) -> Text:
@@ -150,6 +268,10 @@ def _duration(seconds: float) -> str:
         if seconds >= unit_s:
             return f"{seconds / unit_s:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def _milliseconds(duration_ms: float) -> str:
+    return f"{duration_ms:.0f} ms" if duration_ms < 10_000 else _duration(duration_ms / 1000)
 
 
 def _size(size_bytes: int) -> str:

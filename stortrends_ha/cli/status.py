@@ -15,16 +15,16 @@ from stortrends_ha.config import Cluster, load
 from stortrends_ha.errors import ConfigError, StorTrendsError
 
 
-def status_of_socket(control: Path, *, as_json: bool) -> int:
+def status_of_socket(control: Path, *, as_json: bool, verbose: bool = False) -> int:
     """Show the node behind one control socket; returns the exit code."""
     try:
         found = client.status(control)
     except NoAnswer as error:
         raise StorTrendsError(f"No node answers at {control}: {error}.") from error
-    return _show({found["node"]: found}, as_json)
+    return _show({found["node"]: found}, as_json, verbose)
 
 
-def status_of_cluster(config: Path, name: str | None, *, as_json: bool) -> int:
+def status_of_cluster(config: Path, name: str | None, *, as_json: bool, verbose: bool = False) -> int:
     """Show the nodes of a cluster that answer on this machine, or the named one; returns the exit code."""
     cluster = load(config)
     if name is not None and name not in cluster.nodes:
@@ -38,7 +38,7 @@ def status_of_cluster(config: Path, name: str | None, *, as_json: bool) -> int:
             f"{who} of {config} {verb} on this machine ({reasons}).\n"
             f"A node is started with: stortrends-ha node --config {config} --name {name or 'NAME'}"
         )
-    return _show(nodes, as_json)
+    return _show(nodes, as_json, verbose)
 
 
 def ask(cluster: Cluster, names: Iterable[str]) -> tuple[dict[str, NodeStatus], dict[Path, str]]:
@@ -59,10 +59,10 @@ def ask(cluster: Cluster, names: Iterable[str]) -> tuple[dict[str, NodeStatus], 
     return nodes, silent
 
 
-def _show(nodes: Mapping[str, NodeStatus], as_json: bool) -> int:
+def _show(nodes: Mapping[str, NodeStatus], as_json: bool, verbose: bool = False) -> int:
     if as_json:
         json.dump({"nodes": nodes}, sys.stdout)
         print()
     else:
-        report.show(nodes)
+        report.show(nodes, verbose=verbose)
     return 0

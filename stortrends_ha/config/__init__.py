@@ -5,8 +5,9 @@ or say every mistake in it at once, each with its path, what was found and what 
 Invariants: `load` returns a complete `Cluster` or raises `ConfigError`, never anything else; nothing
 outside the file is looked at, so both nodes judge the same file alike.
 Inside, in the order of a load: `document` (YAML to a tree with line numbers), `reader` (tree to values, by
-the table in `keys` with the parsers in `values`), `checks` and `clashes` (rules between keys), `model` (what
-the others use); `reference` is the table of keys as documentation.
+the table in `keys`, made of `kinds` with the parsers in `values`), `checks` and `clashes` (rules between keys),
+`model` (what the others use). `reference` is the table of keys as documentation. `key_file` reads the cluster's
+secret, which `load` does not, so that a file can be judged on any machine.
 """
 
 import os
@@ -14,11 +15,45 @@ from pathlib import Path
 
 from stortrends_ha.config.checks import check_relations
 from stortrends_ha.config.document import Problems, parse, read_text
-from stortrends_ha.config.model import Address, Cluster, Group, Limits, Node, Volume, build
+from stortrends_ha.config.key_file import read_key
+from stortrends_ha.config.model import (
+    Address,
+    Arbiter,
+    Cluster,
+    Etcd,
+    Failover,
+    FenceAgent,
+    Fencing,
+    Floating,
+    Group,
+    Limits,
+    Manual,
+    Node,
+    Volume,
+    Witness,
+    build,
+)
 from stortrends_ha.config.reader import read
 from stortrends_ha.errors import ConfigError
 
-__all__ = ["Address", "Cluster", "Group", "Limits", "Node", "Volume", "load"]
+__all__ = [
+    "Address",
+    "Arbiter",
+    "Cluster",
+    "Etcd",
+    "Failover",
+    "FenceAgent",
+    "Fencing",
+    "Floating",
+    "Group",
+    "Limits",
+    "Manual",
+    "Node",
+    "Volume",
+    "Witness",
+    "load",
+    "read_key",
+]
 
 
 def load(path: Path) -> Cluster:

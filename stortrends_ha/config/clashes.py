@@ -1,21 +1,20 @@
 """What two things on one machine cannot share: files, sockets, addresses with their ports.
 
-Invariants: works on whatever could be read. The nodes are on one machine when they have the same address or
-both a loopback address, and only then can they clash with each other. A group's NBD address can be on
-either node, so it is counted on both machines. Paths and addresses are compared as they are written:
-nothing is looked up on this machine, because the file speaks of two.
+Invariants: works on whatever could be read. Only nodes on one machine (see `addresses`) can clash with each other. A
+group's NBD address can be on either node, so it is counted on both machines. A port is counted once, whether TCP or
+UDP, so that a port's number says what it is for. Paths are compared as they are written: nothing is looked up on this
+machine, because the file speaks of two.
 """
 
-import ipaddress
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from stortrends_ha.config.addresses import by_machine, comparable, machine_of
 from stortrends_ha.config.document import Problems, join, shown
-from stortrends_ha.config.model import CONTROL_SOCKET, Address
-from stortrends_ha.config.values import is_wildcard
+from stortrends_ha.config.model import CONTROL_SOCKET, Address, is_wildcard
 from stortrends_ha.unix_path import PATH_BYTES_MAX
 
 SOME_HOST, EVERY_HOST = "*some*", "*every*"  # who listens on a port at all, and who on its wildcard
@@ -34,13 +33,16 @@ class _Claim(Generic[T]):
     node: str
 
 
-def check_clashes(nodes: Values, groups: Values, problems: Problems) -> None:
+def check_clashes(file: Values, problems: Problems) -> None:
     """Note everything that is claimed twice on one machine, and sockets whose path is too long for NBD clients."""
+    nodes, groups = file.get("nodes", {}), file.get("groups", {})
     for claim in _nbd_sockets(nodes, groups):
         _check_socket_length(claim, problems)
     found: dict[tuple[str, str], str] = {}  # two keys are named together once, whatever they share
-    for machine in _machines(nodes):
-        for pair, message in (*_shared_paths(machine, groups), *_shared_addresses(machine, groups)):
+    for machine, here in by_machine(nodes).items():
+        claims = (*_paths(here, groups), *_keys(here, file.get("key_file", {})))
+        addresses = (*_addresses(here, groups), *_witness(machine, file.get("arbiter", {})))
+        for pair, message in (*_shared_paths(claims), *_shared_addresses(addresses)):
             found.setdefault(pair, message)
     for (where, _), message in found.items():
         problems.add(where, message)
@@ -60,32 +62,6 @@ def _clash(earlier: _Claim[T], claim: _Claim[T]) -> Clash:
     if claim.node and earlier.node and claim.node != earlier.node:
         message += f"; {earlier.node} and {claim.node} are on one machine by their addresses"
     return (claim.where, earlier.where), message
-
-
-def _machines(nodes: Values) -> list[Values]:
-    """The nodes, put together by machine. A node whose address could not be read stands alone."""
-    machines: dict[str, dict[str, Any]] = {}
-    for node, values in nodes.items():
-        address = values.get("address")
-        machine = _machine(address) if address else f"the machine of {node}"
-        machines.setdefault(machine, {})[node] = values
-    return list(machines.values())
-
-
-def _machine(host: str) -> str:
-    address = _comparable(host)
-    try:
-        return "loopback" if ipaddress.ip_address(address).is_loopback else address
-    except ValueError:
-        return address
-
-
-def _comparable(host: str) -> str:
-    """One spelling for hosts that are written in several ways."""
-    try:
-        return str(ipaddress.ip_address(host))
-    except ValueError:
-        return "127.0.0.1" if host.lower() == "localhost" else host.lower()
 
 
 def _nbd_sockets(nodes: Values, groups: Values) -> Iterator[_Claim[Path]]:
@@ -108,10 +84,18 @@ def _paths(nodes: Values, groups: Values) -> Iterator[_Claim[Path]]:
             yield from (_Claim(backing[node], where, node) for node in nodes if node in backing)
 
 
+def _keys(nodes: Values, key_file: Values) -> Iterator[_Claim[Path]]:
+    """Nodes on one machine may read the same one."""
+    paths = dict.fromkeys(key_file[node] for node in nodes if node in key_file)
+    yield from (_Claim(path, "key_file", "") for path in paths)
+
+
 def _addresses(nodes: Values, groups: Values) -> Iterator[_Claim[Address]]:
     for node, values in nodes.items():
         if "metrics" in values:
             yield _Claim(values["metrics"], join("nodes", node, "metrics"), node)
+        for place, address in enumerate(values.get("heartbeat", ())):
+            yield _Claim(address, f"{join('nodes', node, 'heartbeat')}[{place}]", node)
     for group, members in groups.items():
         if "nbd" in members:
             yield _Claim(members["nbd"], join("groups", group, "nbd"), "")
@@ -122,18 +106,24 @@ def _addresses(nodes: Values, groups: Values) -> Iterator[_Claim[Address]]:
                 yield _Claim(Address(values["address"], ports[node]), where, node)
 
 
-def _shared_paths(nodes: Values, groups: Values) -> Iterator[Clash]:
+def _witness(machine: str, arbiter: Values) -> Iterator[_Claim[Address]]:
+    """On the machine of a node only when everything is tried out on one."""
+    if "address" in arbiter and machine_of(arbiter["address"].host) == machine:
+        yield _Claim(arbiter["address"], "arbiter.address", "")
+
+
+def _shared_paths(claims: Iterable[_Claim[Path]]) -> Iterator[Clash]:
     first: dict[str, _Claim[Path]] = {}
-    for claim in _paths(nodes, groups):
+    for claim in claims:
         earlier = first.setdefault(os.path.normpath(claim.what), claim)
         if earlier is not claim:
             yield _clash(earlier, claim)
 
 
-def _shared_addresses(nodes: Values, groups: Values) -> Iterator[Clash]:
+def _shared_addresses(claims: Iterable[_Claim[Address]]) -> Iterator[Clash]:
     first: dict[tuple[int, str], _Claim[Address]] = {}
-    for claim in _addresses(nodes, groups):
-        port, host = claim.what.port, _comparable(claim.what.host)
+    for claim in claims:
+        port, host = claim.what.port, comparable(claim.what.host)
         is_any = is_wildcard(host)
         earlier = first.get((port, SOME_HOST if is_any else host)) or first.get((port, EVERY_HOST))
         if earlier is not None:

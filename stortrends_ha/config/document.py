@@ -2,8 +2,9 @@
 
 Invariants: every scalar stays the text that was written, so a node may be called ``no`` or ``1`` without
 quotes, and each key decides what its value means. Work and memory are bounded by the size of the file: it is
-at most `FILE_BYTES_MAX` long and `DEPTH_MAX` deep, and anchors and aliases are refused. What makes the rest
-unreadable (broken syntax, an alias) is reported alone; a key given twice is noted and reading goes on.
+at most `FILE_BYTES_MAX` long and `DEPTH_MAX` deep, a list has at most `ITEMS_MAX` items, and anchors and
+aliases are refused. What makes the rest unreadable (broken syntax, an alias) is reported alone; a key given
+twice is noted and reading goes on.
 Built from PyYAML's events instead of its loader, which would guess types, merge duplicate keys and recurse.
 """
 
@@ -16,6 +17,7 @@ from stortrends_ha.errors import ConfigError
 
 FILE_BYTES_MAX = 1024 * 1024
 DEPTH_MAX = 16  # the deepest key of ours is at 6
+ITEMS_MAX = 256  # the longest list of ours has 16
 SHOWN_CHARACTERS_MAX = 80
 NOTHING = ("", "~", "null", "Null", "NULL")
 
@@ -36,7 +38,9 @@ class Mapping:
 
 @dataclass(slots=True)
 class Sequence:
-    """A list. No key of ours takes one, so its items are not kept."""
+    """A list. The path of an item is the list's with its place, counted from 0, in brackets."""
+
+    items: list["Tree"] = field(default_factory=list)
 
 
 Tree = Scalar | Mapping | Sequence
@@ -188,7 +192,12 @@ class _Builder:
             return ""
         parent = self._open[-1]
         if isinstance(parent.tree, Sequence):
-            return parent.path
+            if len(parent.tree.items) == ITEMS_MAX:
+                raise _unreadable(self.line, f"a list of more than {ITEMS_MAX} items")
+            path = f"{parent.path}[{len(parent.tree.items)}]"
+            parent.tree.items.append(tree)
+            self._problems.locate(path, self.line)
+            return path
         if parent.key is None:
             raise _unreadable(self.line, "a mapping or list as a key, expected a plain name")
         path = join(parent.path, parent.key)

@@ -4,81 +4,22 @@ The reader, the hint for a misspelt key, docs/configuration.md and the test of c
 work from `FILE`, so a key added here is read, and has to be documented.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
 from stortrends_ha.config import values
-from stortrends_ha.config.values import Value
-
-
-@dataclass(frozen=True, slots=True)
-class NodeName:
-    """The name of one of the cluster's nodes."""
-
-    expected: str = "the name of a node"
-
-
-@dataclass(frozen=True, slots=True)
-class PerNode:
-    """A value for each node: a mapping of node names to values."""
-
-    value: Value
-    every_node: bool = True
-    or_one_for_both: bool = False
-
-    @property
-    def expected(self) -> str:
-        """As in "expected ..."."""
-        nodes = "each node" if self.every_node else "any of the nodes"
-        alternative = ", or one for both" if self.or_one_for_both else ""
-        return f"for {nodes} {self.value.expected}{alternative}"
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A mapping with the keys given here and no others."""
-
-    keys: Mapping[str, "Key"]
-
-    @property
-    def expected(self) -> str:
-        """As in "expected ..."."""
-        return f"a mapping with the keys {', '.join(self.keys)}"
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """A mapping of names, chosen by the user, to tables of one kind."""
-
-    thing: str
-    table: Table
-    count_min: int = 1
-    count_max: int | None = None
-
-    @property
-    def expected(self) -> str:
-        """As in "expected ..."."""
-        if self.count_min == self.count_max:
-            return f"exactly {self.count_min} {self.thing}s by name"
-        return f"at least {self.count_min} {self.thing} by name"
-
-
-Kind = Value | NodeName | PerNode | Table | Named
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One key. `default` is written as in the file; None means that the key is required."""
-
-    kind: Kind
-    doc: str
-    default: str | None = None
-    reason: str = ""
-    unit: str = ""
-
+from stortrends_ha.config.kinds import EMPTY, EMPTY_LIST, Choice, Key, ListOf, Named, NodeName, Options, PerNode, Table
+from stortrends_ha.config.model import Address
+from stortrends_ha.limits import HEARTBEAT_GROUPS
 
 NODES_CHECKED_MAX = 16  # with more (a problem of its own) nothing is compared with each of them any more
-EMPTY = "{}"  # the default of an optional mapping: as if it were written without any key
+HEARTBEAT_PORT = 7800
+
+
+def _own_address(node: Mapping[str, Any]) -> tuple[Address, ...] | None:
+    """The only heartbeat path of a node for which none is given."""
+    return (Address(node["address"], HEARTBEAT_PORT),) if "address" in node else None
+
 
 NODE = Table(
     {
@@ -97,6 +38,14 @@ NODE = Table(
             "Address and port of the Prometheus metrics (HTTP).",
             default="127.0.0.1:9811",
             reason="not reachable from other machines until somebody decides so",
+        ),
+        "heartbeat": Key(
+            ListOf(values.PEER_ADDRESS, 1, 4),
+            "Addresses and ports (UDP) of the heartbeat, one for each path between the nodes: the first of one node "
+            "talks to the first of the other, and so on. A node is gone only when every path is silent.",
+            default=f"[<address>:{HEARTBEAT_PORT}]",
+            reason="one path is always there",
+            derive=_own_address,
         ),
     }
 )
@@ -151,6 +100,27 @@ VOLUME = Table(
             default='""',
             reason="the name is often enough",
         ),
+        "cache": Key(
+            values.one_of("mirrored", "always", "never"),
+            "When a write is answered before it is on stable storage: mirrored, while both nodes have it in their "
+            "page caches; always, also while one node is alone; never. A client's flush always reaches stable "
+            "storage.",
+            default="mirrored",
+            reason="no failure of a single machine loses a write, and few writes wait for a disk",
+        ),
+    }
+)
+
+FLOATING = Table(
+    {
+        "address": Key(
+            values.INTERFACE_ADDRESS,
+            "The address with the prefix length of its network. No machine may have it otherwise.",
+        ),
+        "interface": Key(
+            PerNode(values.INTERFACE, or_one_for_both=True),
+            "Network interface that gets it, for each node; a single name means the same on both.",
+        ),
     }
 )
 
@@ -161,11 +131,24 @@ GROUP = Table(
             values.ADDRESS,
             "Address and port at which the group's owner serves its volumes to NBD clients (TCP).",
         ),
+        "floating": Key(
+            ListOf(FLOATING, 0, 16),
+            "Addresses that are on the group's owner, and move with it, so that clients find it on either machine.",
+            default=EMPTY_LIST,
+            reason="adding addresses needs root; without, `nbd` is a loopback address or one that both nodes have",
+        ),
         "nbd_unix": Key(
             PerNode(values.PATH, every_node=False),
             "Unix socket that serves the same to clients on the owner's own machine; per node.",
             default=EMPTY,
             reason="only a hypervisor on the node itself can use it",
+        ),
+        "failback": Key(
+            values.one_of("manual", "automatic"),
+            "Whether the group goes back to its preferred owner when that is in sync again: only when told to, or by "
+            "itself.",
+            default="manual",
+            reason="each move is a pause, and whatever took the node away may not be over",
         ),
         "link_ports": Key(
             PerNode(values.PORT),
@@ -174,6 +157,91 @@ GROUP = Table(
         "volumes": Key(
             Named("volume", VOLUME),
             "Volumes of the group. A volume's name is its NBD export name, unique in the cluster.",
+        ),
+    }
+)
+
+FENCE_AGENT = Table(
+    {
+        "agent": Key(values.AGENT, "Fence agent that turns this node off, run on the other one."),
+        "options": Key(
+            Options(),
+            "The agent's options, as it takes them on its standard input. Passwords are better in a file that the "
+            "agent reads (its option password_script).",
+            default=EMPTY,
+            reason="some agents need none",
+        ),
+    }
+)
+
+ARBITER = Choice(
+    "What decides: witness, a daemon of ours on a third machine; etcd, an etcd cluster; fencing, a fence agent that "
+    "turns the other node off, without a third machine; manual, the operator.",
+    {
+        "witness": Table(
+            {
+                "address": Key(
+                    values.PEER_ADDRESS,
+                    "Kind witness: address and port of the witness (TCP), on a machine that is neither node.",
+                ),
+            }
+        ),
+        "etcd": Table(
+            {
+                "endpoints": Key(
+                    ListOf(values.URL, 1, 7),
+                    "Kind etcd: where its members serve clients; one that answers is enough.",
+                ),
+            }
+        ),
+        "fencing": Table(
+            {
+                "agents": Key(PerNode(FENCE_AGENT), "Kind fencing: how each node is turned off by the other."),
+                "timeout_s": Key(
+                    values.seconds(1, 3600),
+                    "Kind fencing: time for an agent to turn a node off and to be sure of it.",
+                    default="60",
+                    reason="management controllers of servers often need half of it",
+                    unit="seconds",
+                ),
+            }
+        ),
+        "manual": Table({}),
+    },
+)
+
+FAILOVER = Table(
+    {
+        "heartbeat_interval_s": Key(
+            values.seconds(0.01, 10),
+            "Pause between heartbeats, on each path.",
+            default="0.1",
+            reason="ten small datagrams a second cost nothing",
+            unit="seconds",
+        ),
+        "suspect_after_s": Key(
+            values.seconds(0.03, 600),
+            "Silence of the other node on every path after which it is taken for gone. At least three heartbeat "
+            "intervals.",
+            default="0.7",
+            reason="seven beats lost in a row mean more than a stall, and a client that tries to reconnect after a "
+            "second finds the new owner",
+            unit="seconds",
+        ),
+        "lease_s": Key(
+            values.seconds(0.05, 600),
+            "How long an owner answers clients after the other node last promised not to take over. More than "
+            "suspect_after_s and two heartbeat intervals; a takeover waits for it.",
+            default="1.2",
+            reason="leaves an owner half a second to ask to go on alone, before it has to stop",
+            unit="seconds",
+        ),
+        "hold_down_s": Key(
+            values.seconds(0, 86400),
+            "How long the preferred owner must be in sync without a break before the group goes back to it by itself.",
+            default="60",
+            reason="a node that comes and goes does not take the group with it",
+            unit="seconds",
         ),
     }
 )
@@ -231,19 +299,19 @@ FILE = Table(
             values.NAME,
             "Name of the cluster. The nodes compare it, so that no node joins a foreign one.",
         ),
+        "key_file": Key(
+            PerNode(values.PATH, or_one_for_both=True),
+            "File with the cluster's key, a secret of at least 32 bytes (hex, base64 or raw) that only its owner may "
+            "read (mode 0600), for each node; a single path means the same on both. The nodes and the witness hold "
+            "the same key.",
+        ),
         "nodes": Key(Named("node", NODE, 2, 2), "The two machines."),
-        "groups": Key(Named("group", GROUP), "Groups of volumes, each served as a whole by one node."),
+        "arbiter": Key(ARBITER, "What decides who may go on when the nodes do not reach each other."),
+        "groups": Key(
+            Named("group", GROUP, 1, HEARTBEAT_GROUPS),
+            "Groups of volumes, each served as a whole by one node.",
+        ),
+        "failover": Key(FAILOVER, "When a node is taken for gone.", default=EMPTY, reason="see its keys"),
         "limits": Key(LIMITS, "Bounds that hold for every group.", default=EMPTY, reason="see its keys"),
     }
 )
-
-
-def walk(table: Table = FILE, above: str = "") -> Iterator[tuple[str, Key]]:
-    """Every key with its path, in order; a name that the user chooses is written as <thing>."""
-    for name, key in table.keys.items():
-        path = above + name
-        yield path, key
-        if isinstance(key.kind, Table):
-            yield from walk(key.kind, f"{path}.")
-        elif isinstance(key.kind, Named):
-            yield from walk(key.kind.table, f"{path}.<{key.kind.thing}>.")

@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from stortrends_ha.config.document import Mapping, Problems, Scalar, Sequence, Tree, join, shown
-from stortrends_ha.config.keys import (
+from stortrends_ha.config.keys import FILE, NODES_CHECKED_MAX
+from stortrends_ha.config.kinds import (
     EMPTY,
-    FILE,
-    NODES_CHECKED_MAX,
+    EMPTY_LIST,
+    Choice,
     Key,
     Kind,
+    ListOf,
     Named,
     NodeName,
+    Options,
     PerNode,
     Table,
 )
-from stortrends_ha.config.values import NAME, Value
+from stortrends_ha.config.values import NAME, OPTION_NAME, TEXT, Value
 
 NOTHING_READ: None = None  # no kind of value reads as None
 
@@ -58,15 +61,18 @@ class _Reader:
         for name in entries:
             if name not in kind.keys:
                 self._problems.add(join(path, name), _unknown_key(name, kind))
-        values = {}
+        values: dict[str, Any] = {}
         for name, key in kind.keys.items():
-            value = self._key(key, entries.get(name), join(path, name))
+            value = self._key(key, entries.get(name), join(path, name), values)
             if value is not NOTHING_READ:
                 values[name] = value
         return values
 
-    def _key(self, key: Key, tree: Tree | None, path: str) -> Any:
+    def _key(self, key: Key, tree: Tree | None, path: str, before: dict[str, Any]) -> Any:
+        """The value of a key; `before` has those that stand before it in its table."""
         if tree is None or tree == Scalar(None):
+            if key.derive:
+                return key.derive(before)
             if key.default is None:
                 self._problems.add(path, f"missing, expected {key.kind.expected}")
                 return NOTHING_READ
@@ -85,6 +91,12 @@ class _Reader:
                 return self.table(kind, tree, path)
             case Named():
                 return self._named(kind, tree, path)
+            case ListOf():
+                return self._list(kind, tree, path)
+            case Options():
+                return self._options(kind, tree, path)
+            case Choice():
+                return self._choice(kind, tree, path)
 
     def _value(self, kind: Value, tree: Tree, path: str) -> Any:
         if isinstance(tree, Scalar) and tree.text is not None:
@@ -112,13 +124,13 @@ class _Reader:
 
     def _per_node(self, kind: PerNode, tree: Tree, path: str) -> dict[str, Any]:
         if kind.or_one_for_both and isinstance(tree, Scalar):
-            value = self._value(kind.value, tree, path)
+            value = self._read(kind.value, tree, path)
             return {} if value is NOTHING_READ else dict.fromkeys(self._nodes, value)
         entries = self._entries(kind, tree, path)
         if entries is None:
             return {}
         self._check_node_names(kind, entries, path)
-        values = {name: self._value(kind.value, of, join(path, name)) for name, of in entries.items()}
+        values = {name: self._read(kind.value, of, join(path, name)) for name, of in entries.items()}
         return {name: value for name, value in values.items() if value is not NOTHING_READ}
 
     def _check_node_names(self, kind: PerNode, entries: dict[str, Tree], path: str) -> None:
@@ -128,6 +140,47 @@ class _Reader:
         for node in self._nodes:
             if kind.every_node and node not in entries:
                 self._problems.add(join(path, node), f"missing, expected {kind.value.expected}")
+
+    def _list(self, kind: ListOf, tree: Tree, path: str) -> tuple[Any, ...] | None:
+        """The items; nothing if one could not be read, so that no place changes."""
+        if not isinstance(tree, Sequence):
+            self._problems.add(path, f"found {_found(tree)}, expected {kind.expected}")
+            return NOTHING_READ
+        count = len(tree.items)
+        if not kind.count_min <= count <= kind.count_max:
+            self._problems.add(path, f"found {count}, expected {kind.expected}")
+        values = [self._read(kind.item, of, f"{path}[{place}]") for place, of in enumerate(tree.items)]
+        return NOTHING_READ if NOTHING_READ in values else tuple(values)
+
+    def _options(self, kind: Options, tree: Tree, path: str) -> dict[str, str]:
+        values = {}
+        for name, of in (self._entries(kind, tree, path) or {}).items():
+            try:
+                OPTION_NAME.parse(name)
+            except ValueError:
+                message = f"found {shown(name)} as an option's name, expected {OPTION_NAME.expected}"
+                self._problems.add(join(path, name), message)
+            if (value := self._option(of, join(path, name))) is not NOTHING_READ:
+                values[name] = value
+        return values
+
+    def _option(self, tree: Tree, path: str) -> str | None:
+        """The text of an option, which may be a password, so that it is never shown."""
+        if isinstance(tree, Scalar) and tree.text is not None:
+            try:
+                return str(TEXT.parse(tree.text))
+            except ValueError:
+                self._problems.add(path, f"found a text, expected {TEXT.expected}")
+                return NOTHING_READ
+        self._problems.add(path, f"found {_found(tree)}, expected {TEXT.expected}")
+        return NOTHING_READ
+
+    def _choice(self, kind: Choice, tree: Tree, path: str) -> dict[str, Any]:
+        entries = self._entries(kind, tree, path)
+        if entries is None:
+            return {}
+        chosen = self._key(kind.kind, entries.get("kind"), join(path, "kind"), {})
+        return {} if chosen is NOTHING_READ else self.table(kind.table(chosen), tree, path)
 
     def _named(self, kind: Named, tree: Tree, path: str) -> dict[str, Any]:
         entries = self._entries(kind, tree, path)
@@ -160,7 +213,8 @@ class _Reader:
 
 
 def _default(text: str) -> Tree:
-    return Mapping() if text == EMPTY else Scalar(text.strip('"'))
+    empty: dict[str, Tree] = {EMPTY: Mapping(), EMPTY_LIST: Sequence()}
+    return empty.get(text) or Scalar(text.strip('"'))
 
 
 def _unknown_key(name: str, table: Table) -> str:

@@ -3,14 +3,15 @@
 Invariant: says nothing of its own; a test compares it with the document.
 """
 
-from stortrends_ha.config.keys import Key, walk
+from stortrends_ha.config.keys import FILE
+from stortrends_ha.config.kinds import Key, walk
 
 HEADING = "| key | value | unit | default | meaning |\n|---|---|---|---|---|"
 
 
 def reference_table() -> str:
     """A Markdown table with a row for every key."""
-    return "\n".join([HEADING, *(_row(path, key) for path, key in walk())])
+    return "\n".join([HEADING, *(_row(path, key) for path, key in walk(FILE))])
 
 
 def default_text(key: Key) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from stortrends_ha.config.model import Address
+from stortrends_ha.config.model import Address, is_wildcard
 
 NAME_FORM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 LABEL_FORM = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
@@ -21,10 +21,14 @@ WHOLE_FORM = re.compile(r"0|[1-9][0-9]{0,18}")
 SECONDS_FORM = re.compile(r"(0|[1-9][0-9]{0,8})(\.[0-9]{1,9})?")
 SIZE_FORM = re.compile(r"(?P<count>0|[1-9][0-9]{0,18})(?P<unit>KiB|MiB|GiB|TiB)?")
 OTHER_TYPE_FORM = re.compile(r"[+-]?[0-9.]+|true|false|yes|no|on|off", re.IGNORECASE)
+URL_FORM = re.compile(r"(?P<scheme>https?)://(?P<address>[^/]+)/?")
+AGENT_FORM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+OPTION_FORM = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 UNIT_BYTES = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 FILE_OFFSET_MAX = 2**63 - 1  # Linux's loff_t
 HOST_NAME_CHARACTERS_MAX = 253  # RFC 1035
 NBD_STRING_BYTES_MAX = 4096  # the NBD protocol document, "Values", strings
+INTERFACE_CHARACTERS_MAX = 15  # Linux's IFNAMSIZ without the closing NUL
 PATH_BYTES_MAX = 4095  # Linux's PATH_MAX without the closing NUL
 
 
@@ -117,12 +121,58 @@ def parse_description(text: str) -> str:
     return text
 
 
-def is_wildcard(host: str) -> bool:
-    """Whether listening on this host means listening on every address."""
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
+def parse_peer_address(text: str) -> Address:
+    """Host and port that another machine can reach: not the wildcard."""
+    address = parse_address(text)
+    _demand(not is_wildcard(address.host))
+    return address
+
+
+def parse_url(text: str) -> str:
+    """Where etcd serves its clients: scheme, host and port, in one spelling."""
+    found = _match(URL_FORM, text)
+    return f"{found['scheme']}://{parse_peer_address(found['address'])}"
+
+
+def parse_interface_address(text: str) -> str:
+    """An address with its prefix length, as `ip address add` takes it: one that a machine can have."""
+    host, slash, prefix = text.partition("/")
+    _demand(slash == "/" and "%" not in host and WHOLE_FORM.fullmatch(prefix) is not None)
+    interface = ipaddress.ip_interface(text)
+    network = interface.network
+    _demand(not interface.is_unspecified and not interface.is_multicast)
+    if network.version == 4 and network.prefixlen < 31:  # RFC 3021: a network of two has no addresses of its own
+        _demand(interface.ip not in (network.network_address, network.broadcast_address))
+    return str(interface)
+
+
+def parse_interface(text: str) -> str:
+    """The name of a network interface, by the kernel's rules (dev_valid_name)."""
+    _demand(0 < len(text) <= INTERFACE_CHARACTERS_MAX and text.isascii() and text.isprintable())
+    _demand(text not in (".", "..") and not set(text) & set("/: "))
+    return text
+
+
+def parse_agent(text: str) -> str:
+    """A fence agent: a program of the system's search path, or an absolute path."""
+    if not text.startswith("/"):
+        return _match(AGENT_FORM, text).group()
+    return str(parse_path(text))
+
+
+def parse_option_name(text: str) -> str:
+    """The name of a fence agent's option, which is one word before the first '='."""
+    return _match(OPTION_FORM, text).group()
+
+
+def one_of(*words: str) -> Value:
+    """One of some words."""
+
+    def parse(text: str) -> str:
+        _demand(text in words)
+        return text
+
+    return Value(parse, f"{', '.join(words[:-1])} or {words[-1]}")
 
 
 def whole_number(low: int, high: int) -> Value:
@@ -172,5 +222,12 @@ VOLUME_SIZE = Value(parse_volume_size, "a size such as 1GiB")
 PORT = Value(parse_port, "a port from 1 to 65535")
 NODE_ADDRESS = Value(parse_node_address, "an IP address or host name that the other node can reach")
 ADDRESS = Value(parse_address, 'an address and port such as 127.0.0.1:10809 or "[::1]:10809"')
+PEER_ADDRESS = Value(parse_peer_address, 'an address and port such as 192.0.2.11:7800 or "[2001:db8::1]:7800"')
+URL = Value(parse_url, "a URL such as http://192.0.2.31:2379")
+INTERFACE_ADDRESS = Value(parse_interface_address, "an address with its prefix length such as 192.0.2.21/24")
+INTERFACE = Value(parse_interface, "the name of a network interface such as eth1")
+AGENT = Value(parse_agent, "the name of a fence agent such as fence_ipmilan, or an absolute path")
+OPTION_NAME = Value(parse_option_name, "a name of letters, digits, '_' or '-'")
 PATH = Value(parse_path, "a path")
+TEXT = Value(parse_description, f"one line of printable text of at most {NBD_STRING_BYTES_MAX} bytes")
 DESCRIPTION = Value(parse_description, f"one line of printable text of at most {NBD_STRING_BYTES_MAX} bytes")

@@ -4,7 +4,8 @@ Job: one `Child` per group. Its `run` goes on until `stop`; `ready` is set when 
 Invariants: at most one data process per group; a failure of the first start is for the operator and is not
 retried, later ones are retried for ever, are counted, and each is one line of log; a process that breaks the
 channel's protocol is killed and counts as failed.
-Neighbours: `process` is one run; `supervisor` starts and stops all; `status` and `metrics` read `view`.
+Neighbours: `process` is one run; `supervisor` starts and stops all; `groups` commands it and is told what it says;
+`status` and `metrics` read `view`.
 """
 
 import asyncio
@@ -12,9 +13,10 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from stortrends_ha.errors import ProtocolError, StartError
-from stortrends_ha.node.messages import Failed, Message, Ready, Report, State, Status
+from stortrends_ha.node.messages import Done, Failed, Message, Ready, Report, State, Status
 from stortrends_ha.node.process import DataProcess, describe_end
 from stortrends_ha.node.rates import Rates, VolumeRates
 
@@ -55,11 +57,27 @@ class View:
     rates: Mapping[str, VolumeRates]
 
 
+class Listener(Protocol):
+    """Who is told what a data process says, at once."""
+
+    def reported(self, status: Status) -> None:
+        """Its newest status."""
+
+    def done(self, number: int, error: str) -> None:
+        """It has carried out a command, or could not."""
+
+    def ended(self) -> None:
+        """It has ended, and with it everything that it was told."""
+
+
 class Child:
     """Keeps the data process of one group running."""
 
-    def __init__(self, group: str, command: Sequence[str], lock_fd: int, patience: Patience) -> None:
+    def __init__(
+        self, group: str, command: Sequence[str], lock_fd: int, patience: Patience, listener: Listener | None = None
+    ) -> None:
         self.group = group
+        self.listener = listener
         self.ready = asyncio.Event()
         self._command = command
         self._lock_fd = lock_fd
@@ -89,6 +107,11 @@ class Child:
             bad_messages=self._bad_messages,
             rates=self._rates.rates(),
         )
+
+    def send(self, command: dict[str, Any]) -> None:
+        """Tell the data process, if one runs; what it does not get because it ends, nobody answers."""
+        if self._process:
+            self._process.send(command)
 
     def stop(self) -> None:
         """End the data process in an orderly way; `run` then returns."""
@@ -137,6 +160,8 @@ class Child:
         code = await process.ended(self._patience.stop_s)
         self._process = self._status = None
         self._rates = Rates()
+        if self.listener:
+            self.listener.ended()
         self._state = "failed" if self._failure else "starting"
         self._failure = self._failure or f"its data process {describe_end(code)} without saying why"
         return time.monotonic() - started_s
@@ -166,6 +191,9 @@ class Child:
                 self._failure = message.message.rstrip(".")
             case Report():
                 self._report(message.status)
+            case Done(number, error):
+                if self.listener:
+                    self.listener.done(number, error)
 
     def _report(self, status: Status) -> None:
         if status["group"] != self.group:
@@ -177,6 +205,8 @@ class Child:
         self._reported_s = time.monotonic()
         self._rates.add(self._reported_s, status)
         self._status = status
+        if self.listener:
+            self.listener.reported(status)
 
     def _ask_to_stop(self, process: DataProcess) -> None:
         process.ask_to_stop()

@@ -1,7 +1,7 @@
 """The control socket: a Unix socket on which the command line asks the node.
 
 One JSON object a line: ``{"command": "status"}`` is answered with ``{"ok": true, "status": {...}}``, anything
-that cannot be answered with ``{"ok": false, "error": "a sentence"}``.
+that cannot be answered with ``{"ok": false, "error": "a sentence"}``. Other keys of a request are the command's.
 Invariants: only the node's own user can connect (mode 0600 from the moment the socket exists); lines,
 connections and idle time are bounded; after garbage the connection is closed. A socket left over by a killed
 node is replaced, which is safe because the node holds its state directory's lock by then.
@@ -9,6 +9,7 @@ node is replaced, which is safe because the node holds its state directory's loc
 
 import asyncio
 import contextlib
+import inspect
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from stortrends_ha.errors import ProtocolError, StartError
+from stortrends_ha.errors import ProtocolError, StartError, StorTrendsError
 from stortrends_ha.unix_path import address_of
 
 log = logging.getLogger(__name__)
@@ -26,12 +27,13 @@ LINE_BYTES_MAX = 64 * 1024
 CONNECTIONS_MAX = 32
 IDLE_S_MAX = 60.0
 
-Commands = Mapping[str, Callable[[], Any]]
+Commands = Mapping[str, Callable[[dict[str, Any]], Any]]
 
 
 @contextlib.asynccontextmanager
 async def serve(path: Path, commands: Commands) -> AsyncIterator[None]:
-    """Answer commands at `path`: each is a function whose result is sent under the command's name."""
+    """Answer commands at `path`: each is a function (or coroutine function) of the request, whose result is sent under
+    the command's name; a `StorTrendsError` that it raises is a refusal."""
     connections: set[asyncio.StreamWriter] = set()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -75,7 +77,7 @@ async def _talk(
         return
     try:
         while request := await asyncio.wait_for(_request(reader), IDLE_S_MAX):
-            await _answer(writer, _result(request, commands))
+            await _answer(writer, await _result(request, commands))
     except ProtocolError as error:
         await _answer(writer, _refusal(str(error)))
 
@@ -94,11 +96,15 @@ async def _request(reader: asyncio.StreamReader) -> dict[str, Any] | None:
     return request
 
 
-def _result(request: dict[str, Any], commands: Commands) -> dict[str, Any]:
+async def _result(request: dict[str, Any], commands: Commands) -> dict[str, Any]:
     command = request["command"]
     if command not in commands:
         return _refusal(f"There is no command {command[:40]!r}; the commands are: {', '.join(commands)}.")
-    return {"ok": True, command: commands[command]()}
+    try:
+        result = commands[command](request)
+        return {"ok": True, command: await result if inspect.isawaitable(result) else result}
+    except StorTrendsError as error:
+        return _refusal(str(error))
 
 
 def _refusal(sentence: str) -> dict[str, Any]:

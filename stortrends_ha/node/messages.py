@@ -15,8 +15,8 @@ from stortrends_ha.errors import ProtocolError
 # A status message grows with the volumes of the group, some 400 bytes each: room for thousands.
 MESSAGE_BYTES_MAX = 4 << 20
 
-Role = Literal["primary", "secondary"]
-State = Literal["starting", "connecting", "syncing", "in-sync", "held", "failed"]
+Role = Literal["primary", "secondary", "idle"]
+State = Literal["starting", "idle", "connecting", "syncing", "in-sync", "alone", "held", "failed"]
 STATES: tuple[State, ...] = get_args(State)
 
 
@@ -56,7 +56,7 @@ class Counters(TypedDict):
 class LinkStatus(TypedDict):
     """The replication link of a group."""
 
-    state: Literal["connected", "connecting", "listening", "refused"]
+    state: Literal["connected", "connecting", "listening", "refused", "idle"]
     peer: str
     address: str
     why: str
@@ -80,8 +80,24 @@ class Window(TypedDict):
     oldest_ms: float
 
 
+class Fit(TypedDict):
+    """What a replica says of itself when the question is whether its node may own the group."""
+
+    lineage: str
+    blank: bool
+    lost_cache: bool
+    needs_sync: bool
+    settled_epoch: int
+    unclean: bool
+    failure: str
+
+
 class Status(TypedDict):
-    """A group, as its data process sees it: sent at every change of state and once a second."""
+    """A group, as its data process sees it: sent at every change of state and once a second.
+
+    ``epoch``, ``owner`` and ``in_sync`` are of the record that it acts for; 0, "" and [] before the first order.
+    ``endpoints``: TCP connections of the owner's clients: client host, its port, server host, its port.
+    """
 
     group: str
     role: Role
@@ -90,6 +106,12 @@ class Status(TypedDict):
     epoch: int
     owner: str
     in_sync: list[str]
+    session: bool
+    joinable: bool
+    peer_unfit: str
+    fit: Fit
+    serving: bool
+    endpoints: list[tuple[str, int, str, int]]
     link: LinkStatus
     resync: Resync | None
     window: Window
@@ -117,7 +139,15 @@ class Report:
     status: Status
 
 
-Message = Ready | Failed | Report
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The data process has carried out a command; ``error`` says why it could not, a clause, or is empty."""
+
+    number: int
+    error: str
+
+
+Message = Ready | Failed | Report | Done
 
 STOP_LINE = b'{"type": "stop"}\n'
 
@@ -129,17 +159,45 @@ class _EachValue:
     shape: Any
 
 
+@dataclass(frozen=True, slots=True)
+class _EachItem:
+    """A list of lists that all have items of these types."""
+
+    types: tuple[type, ...]
+
+    def fits(self, value: Any) -> bool:
+        return isinstance(value, list) and all(map(self._item_fits, value))
+
+    def _item_fits(self, item: Any) -> bool:
+        right = isinstance(item, list) and len(item) == len(self.types)
+        return right and all(map(isinstance, item, self.types))
+
+
 _NUMBER = (int, float)
 _STATUS_SHAPE: Mapping[str, Any] = {
     "group": str,
-    "role": {"primary", "secondary"},
+    "role": set(get_args(Role)),
     "state": set(STATES),
     "why": str,
     "epoch": int,
     "owner": str,
     "in_sync": [str],
+    "session": bool,
+    "joinable": bool,
+    "peer_unfit": str,
+    "fit": {
+        "lineage": str,
+        "blank": bool,
+        "lost_cache": bool,
+        "needs_sync": bool,
+        "settled_epoch": int,
+        "unclean": bool,
+        "failure": str,
+    },
+    "serving": bool,
+    "endpoints": _EachItem((str, int, str, int)),
     "link": {
-        "state": {"connected", "connecting", "listening", "refused"},
+        "state": {"connected", "connecting", "listening", "refused", "idle"},
         "peer": str,
         "address": str,
         "why": str,
@@ -175,6 +233,8 @@ def parse(line: bytes) -> Message:
         return Failed(message["message"])
     if kind == "status":
         return Report(_status(message))
+    if kind == "done" and type(message.get("id")) is int and isinstance(message.get("error"), str):
+        return Done(message["id"], message["error"])
     raise ProtocolError(f"it sent a message of an unknown kind: {line[:80]!r}")
 
 
@@ -195,7 +255,9 @@ def _first_difference(value: Any, shape: Any, path: str) -> str | None:
         return _in_object(value, shape, path)
     if isinstance(shape, _EachValue):
         return _in_object(value, dict.fromkeys(value, shape.shape), path) if isinstance(value, dict) else path
-    if isinstance(shape, list):
+    if isinstance(shape, _EachItem):
+        fits = shape.fits(value)
+    elif isinstance(shape, list):
         fits = isinstance(value, list) and all(isinstance(item, shape[0]) for item in value)
     elif isinstance(shape, set):
         fits = isinstance(value, str) and value in shape

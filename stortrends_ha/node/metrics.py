@@ -21,10 +21,12 @@ from stortrends_ha.config import Address
 from stortrends_ha.errors import StartError
 from stortrends_ha.node.children import View
 from stortrends_ha.node.messages import STATES, Status, VolumeStatus
+from stortrends_ha.node.status import GroupView, HeartbeatPath, NodeStatus
 
 log = logging.getLogger(__name__)
 
 PREFIX = "stortrends_ha_"
+MOVES = ("takeover", "handover", "override")
 Kind = Literal["gauge", "counter"]
 Sample = tuple[tuple[str, ...], float | None]
 
@@ -69,18 +71,11 @@ def _volume(name: str, kind: Kind, text: str, value: Callable[[VolumeStatus], fl
     return Definition(name, kind, ("group", "volume"), text, samples)
 
 
-def _states(view: View) -> Iterator[Sample]:
-    for state in STATES:
-        yield (view.group, state), float(state == view.state)
-
-
 def _seconds(milliseconds: float | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1000
 
 
 DEFINITIONS: tuple[Definition, ...] = (
-    Definition("group_state", "gauge", ("group", "state"),
-               "1 for the state the group is in on this node, 0 for the others.", _states),
     _known("data_process_up", "gauge", "1 while the group's data process runs.",
            lambda view: view.pid is not None),
     _known("data_process_restarts", "counter", "Times the data process ended and was started again.",
@@ -91,9 +86,6 @@ DEFINITIONS: tuple[Definition, ...] = (
            lambda view: view.report_age_s if view.status else None),
     _group("group_primary", "gauge", "1 where this node is the group's primary, 0 where it is the secondary.",
            lambda status: status["role"] == "primary"),
-    _group("group_epoch", "gauge", "Epoch of the group's record.", lambda status: status["epoch"]),
-    _group("group_in_sync_nodes", "gauge", "Nodes that hold every acknowledged write.",
-           lambda status: len(status["in_sync"])),
     _group("group_clients", "gauge", "NBD clients that are connected.", lambda status: status["clients"]),
     _link("link_connected", "1 while the replication link is connected.",
           lambda status: status["link"]["state"] == "connected"),
@@ -136,12 +128,85 @@ DEFINITIONS: tuple[Definition, ...] = (
 )  # fmt: skip
 
 
-class NodeCollector(Collector):
-    """Makes the metrics of a node from the views of its data processes."""
+@dataclass(frozen=True, slots=True)
+class NodeDefinition:
+    """One metric of what the node decides: its name without the prefix, and how to read it from the node's status."""
 
-    def __init__(self, cluster: str, node: str, views: Callable[[], Sequence[View]]) -> None:
+    name: str
+    kind: Kind
+    labels: tuple[str, ...]
+    text: str
+    samples: Callable[[NodeStatus], Iterable[Sample]]
+
+
+def _owned(name: str, kind: Kind, text: str, value: Callable[[GroupView], float | None]) -> NodeDefinition:
+    def samples(status: NodeStatus) -> Iterator[Sample]:
+        for group, view in status["groups"].items():
+            yield (group,), value(view)
+
+    return NodeDefinition(name, kind, ("group",), text, samples)
+
+
+def _states(status: NodeStatus) -> Iterator[Sample]:
+    for group, view in status["groups"].items():
+        for state in STATES:
+            yield (group, state), float(state == view["state"])
+
+
+def _moves(status: NodeStatus) -> Iterator[Sample]:
+    for group, view in status["groups"].items():
+        for kind in MOVES:
+            yield (group, kind), view["moves"].get(kind, 0)
+
+
+def _path(name: str, kind: Kind, text: str, value: Callable[[HeartbeatPath], float]) -> NodeDefinition:
+    def samples(status: NodeStatus) -> Iterator[Sample]:
+        for path in status["heartbeats"]:
+            yield (path["own"], path["peer"]), value(path)
+
+    return NodeDefinition(name, kind, ("own", "peer"), text, samples)
+
+
+NODE_DEFINITIONS: tuple[NodeDefinition, ...] = (
+    NodeDefinition("peer_up", "gauge", ("peer",), "1 while the peer's heartbeat is heard on any path.",
+                   lambda status: [((node,), state["state"] == "up") for node, state in status["nodes"].items()
+                                   if node != status["node"]]),
+    NodeDefinition("node_drained", "gauge", ("node",), "1 while the operator keeps groups away from the node.",
+                   lambda status: [((node,), state["drained"]) for node, state in status["nodes"].items()]),
+    _path("heartbeat_silent_seconds", "gauge", "Time since the peer was heard on this path.",
+          lambda path: path["silent_s"]),
+    _path("heartbeats_sent", "counter", "Heartbeats sent on this path.", lambda path: path["sent"]),
+    _path("heartbeats_received", "counter", "Heartbeats of the peer received on this path.",
+          lambda path: path["received"]),
+    _path("heartbeats_dropped", "counter", "Datagrams dropped on this path: forged, replayed, reordered or foreign.",
+          lambda path: path["dropped"]),
+    NodeDefinition("group_state", "gauge", ("group", "state"),
+                   "1 for the state the group is in on this node, 0 for the others.", _states),
+    _owned("group_epoch", "gauge", "Epoch of the newest record of the group that this node has.",
+           lambda view: view["epoch"]),
+    _owned("group_in_sync_nodes", "gauge", "Nodes that hold every acknowledged write, by that record.",
+           lambda view: len(view["in_sync"])),
+    _owned("group_owned", "gauge", "1 where this node owns the group, by the newest record that it has.",
+           lambda view: view["phase"] in ("leading", "releasing", "handing")),
+    _owned("group_serving", "gauge", "1 where clients of the group are answered.", lambda view: view["serving"]),
+    _owned("group_arbiter_waiting", "gauge", "1 while the arbiter does not answer a question about the group.",
+           lambda view: bool(view["arbiter"])),
+    NodeDefinition("group_moves", "counter", ("group", "kind"),
+                   "Changes of owner that this node has seen to their end.", _moves),
+    _owned("group_last_move_seconds", "gauge", "For how long clients were held by the newest of them; absent before.",
+           lambda view: view["last_move"]["duration_ms"] / 1000 if view["last_move"] else None),
+)  # fmt: skip
+
+
+class NodeCollector(Collector):
+    """Makes the metrics of a node from the views of its data processes, and from its status."""
+
+    def __init__(
+        self, cluster: str, node: str, views: Callable[[], Sequence[View]], status: Callable[[], NodeStatus]
+    ) -> None:
         self._identity = (cluster, node, __version__)
         self._views = views
+        self._status = status
 
     def collect(self) -> Iterator[Metric]:
         """Every metric of the table, and the node's identity; called by the HTTP server's threads."""
@@ -152,16 +217,18 @@ class NodeCollector(Collector):
         yield identity
         views = self._views()
         for definition in DEFINITIONS:
-            yield _family(definition, views)
+            yield _family(definition, [sample for view in views for sample in definition.samples(view)])
+        status = self._status()
+        for of_node in NODE_DEFINITIONS:
+            yield _family(of_node, of_node.samples(status))
 
 
-def _family(definition: Definition, views: Sequence[View]) -> Metric:
+def _family(definition: Definition | NodeDefinition, samples: Iterable[Sample]) -> Metric:
     family_of = GaugeMetricFamily if definition.kind == "gauge" else CounterMetricFamily
     family = family_of(PREFIX + definition.name, definition.text, labels=definition.labels)
-    for view in views:
-        for labels, value in definition.samples(view):
-            if value is not None:
-                family.add_metric(labels, value)
+    for labels, value in samples:
+        if value is not None:
+            family.add_metric(labels, value)
     return family
 
 

@@ -8,12 +8,13 @@ Neighbours: `children` decides what happens next; `messages` says what may be sa
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Sequence
-from typing import Self
+from typing import Any, Self
 
 from stortrends_ha.errors import ProtocolError, StartError
 from stortrends_ha.node.messages import MESSAGE_BYTES_MAX, STOP_LINE, Message, parse
@@ -69,6 +70,11 @@ class DataProcess:
             raise ProtocolError(f"it sent a line of more than {MESSAGE_BYTES_MAX} bytes") from error
         except ConnectionError:
             return b""
+
+    def send(self, command: dict[str, Any]) -> None:
+        """Send a command."""
+        with contextlib.suppress(ConnectionError, RuntimeError):  # it is ending already
+            self._writer.write(json.dumps(command).encode() + b"\n")
 
     def ask_to_stop(self) -> None:
         """Ask for an orderly end."""

@@ -6,32 +6,28 @@ what a data process has not said yet, or has not renewed, is said in words in `w
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypedDict
 
 from stortrends_ha import __version__
-from stortrends_ha.config import Cluster, Group, Volume
+from stortrends_ha.cluster.membership import Membership
+from stortrends_ha.config import Address, Cluster, Group, Volume
 from stortrends_ha.node.children import View
+from stortrends_ha.node.groups import GroupRunner, Wishes
+from stortrends_ha.node.heartbeats import PathView, now_ns
 from stortrends_ha.node.messages import (
+    STATES,
     Counters,
-    LinkStatus,
-    Resync,
-    Role,
     State,
     Status,
     VolumeStatus,
-    Window,
 )
 from stortrends_ha.node.rates import NO_RATES, VolumeRates
+from stortrends_ha.record import Record
 
 # Data processes report once a second: after this, one of them is stuck.
 STALE_AFTER_S = 5.0
-
-
-class NodeState(TypedDict):
-    """A node, as this one sees it."""
-
-    state: str
 
 
 class VolumeView(VolumeStatus):
@@ -41,22 +37,73 @@ class VolumeView(VolumeStatus):
     rates: VolumeRates
 
 
-class GroupView(TypedDict):
-    """A group's status, with what the node adds."""
+class NodeState(TypedDict):
+    """A node, as this one sees it."""
 
-    group: str
-    role: Role
-    state: State
+    state: str
+    drained: bool
+    stopping: bool
+
+
+class HeartbeatPath(TypedDict):
+    """One path of the heartbeats; counts are of datagrams since the start of the node."""
+
+    own: str
+    peer: str
+    silent_s: float
+    sent: int
+    received: int
+    dropped: int  # forged, replayed, reordered, or of somebody else
     why: str
-    epoch: int
-    owner: str
-    in_sync: list[str]
-    link: LinkStatus
-    resync: Resync | None
-    window: Window
-    clients: int
-    counters: Counters
-    volumes: dict[str, VolumeView]
+
+
+class LastMove(TypedDict):
+    """The newest change of owner that this node has seen to its end."""
+
+    kind: str
+    duration_ms: float
+    ago_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """What the node's decisions about a group are at one moment."""
+
+    record: Record
+    phase: str
+    state: State | None  # what they add to the data process's state and why; None if nothing
+    why: str
+    waits_for: str  # what the arbiter did not answer, a clause
+    moves: Mapping[str, int]
+    last_move: LastMove | None
+    addresses: str
+
+    @staticmethod
+    def of(runner: GroupRunner, addresses: str) -> "Ownership":
+        """``addresses``: what keeps the group's floating addresses from being here."""
+        state, why = runner.explain()
+        core, last = runner.core, runner.last_move
+        ago_s = (now_ns() - last.ended_ns) / 1e9 if last else 0.0
+        return Ownership(
+            record=core.record,
+            phase=core.phase.value,
+            state=state if state in STATES else None,
+            why=why,
+            waits_for=core.waits_for,
+            moves=dict(runner.moves),
+            last_move=LastMove(kind=last.kind, duration_ms=last.duration_ms, ago_s=ago_s) if last else None,
+            addresses=addresses,
+        )
+
+
+class GroupView(Status):
+    """A group's status, with what the node adds; ``epoch``, ``owner`` and ``in_sync`` are the saved record's."""
+
+    phase: str
+    arbiter: str  # why the arbiter did not grant what is needed; empty if it did, or nothing is
+    moves: dict[str, int]
+    last_move: LastMove | None
+    addresses: str
     nbd: str
     pid: int | None
     restarts: int
@@ -72,50 +119,84 @@ class NodeStatus(TypedDict):
     pid: int
     uptime_s: float
     nodes: dict[str, NodeState]
+    heartbeats: list[HeartbeatPath]
     groups: dict[str, GroupView]
 
 
-def node_status(cluster: Cluster, name: str, uptime_s: float, views: Iterable[View]) -> NodeStatus:
+def node_status(
+    cluster: Cluster,
+    name: str,
+    uptime_s: float,
+    views: Iterable[View],
+    ownership: Mapping[str, Ownership],
+    *,
+    wishes: Wishes,
+    membership: Membership,
+    paths: Sequence[PathView],
+) -> NodeStatus:
     """The status of node `name`."""
-    views = list(views)
-    peer = cluster.peer_of(name).name
     return {
         "cluster": cluster.name,
         "node": name,
         "version": __version__,
         "pid": os.getpid(),
         "uptime_s": round(uptime_s, 1),
-        "nodes": {node: {"state": _peer_state(views) if node == peer else "up"} for node in cluster.nodes},
-        "groups": {view.group: group_view(cluster, name, view) for view in views},
+        "nodes": {
+            node: {"state": "up", "drained": wishes.draining, "stopping": wishes.stopping}
+            if node == name
+            else _peer_state(membership)
+            for node in cluster.nodes
+        },
+        "heartbeats": [_path(path) for path in paths],
+        "groups": {view.group: group_view(cluster, name, view, ownership[view.group]) for view in views},
     }
 
 
-def _peer_state(views: list[View]) -> str:
-    """Up when any link to it is connected; unknown before any data process has reported."""
-    links = [view.status["link"]["state"] for view in views if view.status]
-    if "connected" in links:
-        return "up"
-    return "not answering" if links else "unknown"
+def _peer_state(membership: Membership) -> NodeState:
+    beat = membership.peer
+    state = "up" if membership.alive(now_ns()) else "not answering" if beat else "unknown"
+    return {"state": state, "drained": bool(beat and beat.drained), "stopping": bool(beat and beat.stopping)}
 
 
-def group_view(cluster: Cluster, name: str, view: View) -> GroupView:
+def _path(path: PathView) -> HeartbeatPath:
+    return {
+        "own": str(path.own),
+        "peer": str(path.peer),
+        "silent_s": round(path.silent_s, 2),
+        "sent": path.sent,
+        "received": path.received,
+        "dropped": path.forged + path.old + path.unproven + path.strange,
+        "why": path.problem or path.refused,
+    }
+
+
+def group_view(cluster: Cluster, name: str, view: View, ownership: Ownership) -> GroupView:
     """The status of one group on node `name`."""
     group = cluster.groups[view.group]
     status = view.status or _unreported(cluster, name, group, view)
     volumes = {volume.name: _idle(volume) for volume in group.volumes} | status["volumes"]
-    nbd = f"nbd://{group.nbd}"
     return {
         **status,
-        "why": _why(view),
-        "volumes": {
-            volume: {**of, "uri": f"{nbd}/{volume}", "rates": view.rates.get(volume, NO_RATES)}
-            for volume, of in volumes.items()
-        },
-        "nbd": nbd,
+        "state": ownership.state or status["state"],
+        "why": ownership.why or _why(view),
+        "epoch": ownership.record.epoch,
+        "owner": ownership.record.owner,
+        "in_sync": list(ownership.record.in_sync),
+        "phase": ownership.phase,
+        "arbiter": ownership.waits_for,
+        "moves": dict(ownership.moves),
+        "last_move": ownership.last_move,
+        "addresses": ownership.addresses,
+        "volumes": {volume: _volume(group, view, volume, of) for volume, of in volumes.items()},
+        "nbd": f"nbd://{Address(group.clients_host, group.nbd.port)}",
         "pid": view.pid,
         "restarts": view.restarts,
         "report_age_s": round(view.report_age_s, 1),
     }
+
+
+def _volume(group: Group, view: View, volume: str, of: VolumeStatus) -> VolumeView:
+    return {**of, "uri": group.uri(volume), "rates": view.rates.get(volume, NO_RATES)}
 
 
 def _why(view: View) -> str:
@@ -128,10 +209,23 @@ def _why(view: View) -> str:
 def _unreported(cluster: Cluster, name: str, group: Group, view: View) -> Status:
     """What the configuration alone knows of a group."""
     peer = cluster.peer_of(name)
-    primary = group.preferred_owner == name
     return {
         "group": group.name,
-        "role": "primary" if primary else "secondary",
+        "role": "idle",
+        "session": False,
+        "joinable": False,
+        "peer_unfit": "",
+        "fit": {
+            "lineage": "",
+            "blank": False,
+            "lost_cache": False,
+            "needs_sync": False,
+            "settled_epoch": 0,
+            "unclean": False,
+            "failure": "",
+        },
+        "serving": False,
+        "endpoints": [],
         "state": view.state,
         "why": view.why,
         "epoch": 0,

@@ -105,7 +105,6 @@ class Load:
         self._process = subprocess.Popen(
             [require("fio"), *_fio_command(uri, options)],
             env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/tmp",
-            start_new_session=True,  # each of its jobs is a process, and `end` must reach them all
         )  # fmt: skip
 
     @property
@@ -120,9 +119,14 @@ class Load:
         return _fio_result(said, self._process.returncode, stderr, good=_FIO_INTERRUPTED)
 
     def end(self) -> None:
-        """Whatever happened."""
+        """Whatever happened. Each of its jobs is a process in a session of its own."""
+        jobs: list[str] = []
         if self.running:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.send_signal(signal.SIGSTOP)
+            jobs = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        for pid in jobs:
+            os.kill(int(pid), signal.SIGKILL)
+        self._process.kill()
         self._process.communicate()
 
 

@@ -26,12 +26,6 @@ def make_cluster(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
         cluster.close()
 
 
-@pytest.fixture
-def cluster(make_cluster: Callable[..., Cluster]) -> Cluster:
-    """A cluster that runs and is in sync."""
-    return make_cluster(limits={"link_timeout_s": 1}).start()
-
-
 @pytest.fixture(scope="session")
 def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     volumes: dict[str, dict[str, Any]] = {

@@ -1,10 +1,12 @@
 """Real nodes for the integration tests: started from a cluster file on free ports, asked, killed, compared.
 
-Job: one `Cluster` is two `stortrends-ha node` processes with their state in one directory.
-Invariants: whatever a test does, `close` leaves no process behind, and fails the test if a node's log holds a
-traceback. Waiting is always for a condition, with a deadline.
+Job: one `Cluster` is two `stortrends-ha node` processes, and a witness if it is to decide by itself, with their state
+in one directory.
+Invariants: whatever a test does, `close` leaves no process behind, and fails the test if a log holds a traceback.
+Waiting is always for a condition, with a deadline.
 """
 
+import contextlib
 import copy
 import json
 import os
@@ -30,6 +32,8 @@ SOURCE_DIR = str(Path(stortrends_ha.__file__).parents[1])
 # A loaded machine with two cores: Python itself takes more than a second to start there.
 PATIENCE_S = 30.0
 POLL_S = 0.02
+# Longer than a node takes to be killed and started again.
+PATIENT = {"suspect_after_s": 20, "lease_s": 25}
 # Below the range from which Linux takes the ports of outgoing connections.
 _PORTS = range(11000, 32000)
 T = TypeVar("T")
@@ -59,26 +63,40 @@ def free_ports(count: int) -> list[int]:
 
 
 def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            for probe in (tcp, udp):
+                probe.bind(("127.0.0.1", port))
         except OSError:
             return False
     return True
 
 
-def ask(control: Path) -> dict[str, Any]:
-    """The status of the node behind a control socket."""
+def make_key(path: Path) -> Path:
+    """A new key file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(0o600)
+    path.write_text(os.urandom(32).hex())
+    return path
+
+
+def command(control: Path, **request: Any) -> dict[str, Any]:
+    """What the node behind a control socket answers to a command."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(PATIENCE_S)
         with address_of(control) as address:
             connection.connect(address)
-        connection.sendall(b'{"command": "status"}\n')
+        connection.sendall(json.dumps(request).encode() + b"\n")
         with connection.makefile() as file:
-            answer = json.loads(file.readline())
+            answer: dict[str, Any] = json.loads(file.readline())
     assert answer["ok"], answer
-    status: dict[str, Any] = answer["status"]
+    return answer
+
+
+def ask(control: Path) -> dict[str, Any]:
+    """The status of the node behind a control socket."""
+    status: dict[str, Any] = command(control, command="status")["status"]
     return status
 
 
@@ -97,22 +115,18 @@ def memory_mib(pid: int, what: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:")) / 1024
 
 
-class Node:
-    """One `stortrends-ha node`, which may be running or not."""
+class Daemon:
+    """One process of ours, which may be running or not."""
 
-    def __init__(self, name: str, directory: Path, spec: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, log_path: Path, command: list[str]) -> None:
         self.name = name
-        self.spec = spec
-        self.config = directory / f"{name}.yaml"
-        self.state_dir = directory / name
-        self.log_path = directory / f"{name}.log"
-        self.command = [*PROGRAM, "node", "--config", str(self.config), "--name", name]
+        self.log_path = log_path
+        self.command = command
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, spec: Mapping[str, Any] | None = None) -> None:
-        """Start it, with its own idea of the cluster if a `spec` is given. Does not wait."""
+    def launch(self) -> None:
+        """Start it. Does not wait."""
         assert self._process is None
-        self.config.write_text(json.dumps(spec or self.spec))
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 self.command, env=program_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -132,8 +146,79 @@ class Node:
         start = len(self.log)
         return lambda: self.log[start:]
 
+    def end(self) -> None:
+        """SIGKILL."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        self._process = None
+
+    def ask_to_stop(self) -> None:
+        """SIGTERM. Does not wait."""
+        assert self._process is not None
+        self._process.terminate()
+
+    def stop(self) -> None:
+        """SIGTERM; it must end cleanly."""
+        self.ask_to_stop()
+        self.wait_stopped()
+
+    def wait_stopped(self) -> None:
+        """It was asked to stop, and must end cleanly."""
+        process, self._process = self._process, None
+        assert process is not None
+        try:
+            code = process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+        assert code == 0, f"{self.name} ended with {code}:\n{self.log[-3000:]}"
+
+    def ended(self, within_s: float = PATIENCE_S) -> int:
+        """Its exit code, once it has ended by itself."""
+        assert self._process is not None
+        code = self._process.wait(within_s)
+        self._process = None
+        return code
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+
+class Witness(Daemon):
+    """The third machine's daemon."""
+
+    def __init__(self, directory: Path, port: int, key_file: Path) -> None:
+        state = directory / "witness"
+        command = [*PROGRAM, "witness", "--listen", f"127.0.0.1:{port}", "--state", str(state)]
+        super().__init__("witness", directory / "witness.log", command)
+        keys = state / "keys"
+        keys.mkdir(parents=True)
+        (keys / "test.key").touch(0o600)
+        (keys / "test.key").write_text(key_file.read_text())
+
+
+class Node(Daemon):
+    """One `stortrends-ha node`, which may be running or not."""
+
+    def __init__(self, name: str, directory: Path, spec: Mapping[str, Any]) -> None:
+        self.spec = spec
+        self.config = directory / f"{name}.yaml"
+        self.state_dir = directory / name
+        self.control = self.state_dir / "control.sock"
+        super().__init__(
+            name, directory / f"{name}.log", [*PROGRAM, "node", "--config", str(self.config), "--name", name]
+        )
+
+    def start(self, spec: Mapping[str, Any] | None = None) -> None:
+        """Start it, with its own idea of the cluster if a `spec` is given. Does not wait."""
+        self.config.write_text(json.dumps(spec or self.spec))
+        self.launch()
+
     def status(self) -> dict[str, Any]:
-        return ask(self.state_dir / "control.sock")
+        return ask(self.control)
 
     def group(self) -> dict[str, Any]:
         """Its status of the group; empty while it does not answer."""
@@ -173,50 +258,41 @@ class Node:
     def kill(self) -> None:
         """SIGKILL to the node; returns when its data processes are gone, too."""
         data_pid = self.group().get("pid")
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-        self._process = None
+        self.end()
         if data_pid:
             wait_for("its data process dies with the node", lambda: not is_running(data_pid), 10)
 
-    def stop(self) -> None:
-        """SIGTERM; it must end cleanly."""
-        assert self._process is not None
-        process, self._process = self._process, None
-        process.terminate()
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """SIGSTOP to the node and its data process, as if the machine hung; continued at the end."""
+        pids = (self.data_pid, self.pid)
         try:
-            code = process.wait(PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise
-        assert code == 0, f"{self.name} ended with {code}:\n{self.log[-3000:]}"
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
 
-    def ended(self, within_s: float = PATIENCE_S) -> int:
-        """Its exit code, once it has ended by itself."""
-        assert self._process is not None
-        code = self._process.wait(within_s)
-        self._process = None
-        return code
+    def ask_to_stop_for_good(self) -> bool:
+        """At the end of a test, whatever happened to it; whether it can be expected to stop."""
+        if not self.running or not (data_pid := self.group().get("pid")):
+            return False  # not there, still starting, or stuck
+        os.kill(data_pid, signal.SIGCONT)
+        self.ask_to_stop()
+        return True
 
-    @property
-    def running(self) -> bool:
-        return self._process is not None
 
-    def stop_for_good(self) -> None:
-        """At the end of a test, whatever happened to it."""
-        if self._process is None or self._process.poll() is not None:
-            return
-        if data_pid := self.group().get("pid"):
-            os.kill(data_pid, signal.SIGCONT)
-            self.stop()
-        else:  # still starting, or stuck
-            self.kill()
+def _serves(group: Mapping[str, Any]) -> bool:
+    return bool(group) and group["role"] == "primary" and group["serving"]
 
 
 class Cluster:
-    """Two nodes with one group of volumes, owned by node-a."""
+    """Two nodes with one group of volumes, at first owned by node-a.
+
+    Without ``witness`` the arbiter is the consent of both nodes: when one is away, nothing changes by itself.
+    ``failover`` as in the configuration; PATIENT: what is quickly back is not missed.
+    """
 
     def __init__(
         self,
@@ -225,19 +301,25 @@ class Cluster:
         *,
         size_bytes: int = 64 * MIB,
         limits: Mapping[str, Any] | None = None,
+        failover: Mapping[str, Any] | None = None,
+        witness: bool = False,
         unix_socket: bool = False,
     ) -> None:
         self.directory = directory
-        self.ports = free_ports(6)
-        self.spec = self._spec(volumes or {"vm-a": {}}, size_bytes, limits or {}, unix_socket)
+        self.ports = free_ports(8)
+        self.key_file = make_key(directory / "cluster.key")
+        self.spec = self._spec(volumes or {"vm-a": {}}, size_bytes, unix_socket) | {
+            "arbiter": {"kind": "witness", "address": f"127.0.0.1:{self.ports[7]}"} if witness else {"kind": "manual"},
+            "failover": dict(failover or {}),
+            "limits": dict(limits or {}),
+        }
         for volume in self.volumes:
             for node in (OWNER, SECONDARY):
                 make_sparse(self.backing(node, volume), self.size_bytes(volume))
         self.nodes = {name: Node(name, directory, self.spec) for name in (OWNER, SECONDARY)}
+        self.witness = Witness(directory, self.ports[7], self.key_file) if witness else None
 
-    def _spec(
-        self, volumes: Mapping[str, Mapping[str, Any]], size_bytes: int, limits: Mapping[str, Any], unix_socket: bool
-    ) -> dict[str, Any]:
+    def _spec(self, volumes: Mapping[str, Mapping[str, Any]], size_bytes: int, unix_socket: bool) -> dict[str, Any]:
         group: dict[str, Any] = {
             "preferred_owner": OWNER,
             "nbd": f"127.0.0.1:{self.ports[0]}",
@@ -254,10 +336,15 @@ class Cluster:
         if unix_socket:
             group["nbd_unix"] = {node: str(self.directory / f"{node}.nbd") for node in (OWNER, SECONDARY)}
         nodes = {
-            node: {"address": "127.0.0.1", "state_dir": str(self.directory / node), "metrics": f"127.0.0.1:{port}"}
-            for node, port in zip((OWNER, SECONDARY), self.ports[3:], strict=False)
+            node: {
+                "address": "127.0.0.1",
+                "state_dir": str(self.directory / node),
+                "metrics": f"127.0.0.1:{metrics}",
+                "heartbeat": [f"127.0.0.1:{heartbeat}"],
+            }
+            for node, metrics, heartbeat in zip((OWNER, SECONDARY), self.ports[3:5], self.ports[5:7], strict=True)
         }
-        return {"cluster": "test", "nodes": nodes, "groups": {GROUP: group}, "limits": dict(limits)}
+        return {"cluster": "test", "key_file": str(self.key_file), "nodes": nodes, "groups": {GROUP: group}}
 
     def changed_spec(self, change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """A copy of the cluster file's content, changed."""
@@ -284,11 +371,24 @@ class Cluster:
 
     @property
     def owner(self) -> Node:
+        """node-a, the preferred owner."""
         return self.nodes[OWNER]
 
     @property
     def secondary(self) -> Node:
+        """node-b."""
         return self.nodes[SECONDARY]
+
+    def wait_served_by(self, name: str) -> dict[str, Any]:
+        """Wait until a node answers clients."""
+        return self.nodes[name].wait("serves", _serves)
+
+    @property
+    def serving(self) -> Node:
+        """The node that answers clients, as soon as there is one."""
+        return wait_for(
+            "a node serves", lambda: next((node for node in self.nodes.values() if _serves(node.group())), None)
+        )
 
     @property
     def nbd_port(self) -> int:
@@ -303,7 +403,13 @@ class Cluster:
         return f"nbd://127.0.0.1:{self.nbd_port}/{volume}"
 
     def unix_uri(self, volume: str = "vm-a") -> str:
-        return f"nbd+unix:///{volume}?socket={self.spec['groups'][GROUP]['nbd_unix'][OWNER]}"
+        return f"nbd+unix:///{volume}?socket={self.unix_path}"
+
+    @property
+    def unix_path(self) -> str:
+        """Of the owner's NBD socket."""
+        path: str = self.spec["groups"][GROUP]["nbd_unix"][OWNER]
+        return path
 
     def state_file(self, node: str) -> Path:
         return self.nodes[node].state_dir / "groups" / f"{GROUP}.json"
@@ -311,26 +417,43 @@ class Cluster:
     # --- What happens to it ---
 
     def start(self) -> "Cluster":
-        """Start both nodes and wait until they are in sync."""
+        """Start whatever does not run and wait until both nodes are in sync."""
+        if self.witness and not self.witness.running:
+            self.witness.launch()
         for node in self.nodes.values():
-            node.start()
+            if not node.running:
+                node.start()
         return self.wait_in_sync()
 
     def wait_in_sync(self, within_s: float = PATIENCE_S) -> "Cluster":
+        """Wait until both nodes say so, the owner has its lease, and they mean the same record."""
         for node in self.nodes.values():
             node.wait_state("in-sync", within_s)
+        wait_for("both have the same record", lambda: len({node.group()["epoch"] for node in self.nodes.values()}) == 1)
         return self
+
+    def move(self, to: str) -> None:
+        """Hand the group over, if it is not there; returns when it is served there, in sync."""
+        command(self.nodes[to].control, command="move", group=GROUP, to=to)
+        self.wait_served_by(to)
+        self.wait_in_sync()
 
     def counter(self, name: str, node: str = OWNER) -> int:
         value: int = self.nodes[node].group()["counters"][name]
         return value
 
+    def written(self) -> int:
+        """How many writes of clients the node that serves has taken, since its data process started."""
+        count: int = self.serving.group()["volumes"]["vm-a"]["counters"]["writes"]
+        return count
+
     def settle(self) -> None:
         """Wait until all clients are gone and nothing of theirs is in flight, as a status newer than this call says."""
-        before = self.counter("connections_accepted")
+        serving = self.serving
+        before = self.counter("connections_accepted", serving.name)
         with socket.create_connection(("127.0.0.1", self.nbd_port), PATIENCE_S):
             pass
-        self.owner.wait(
+        serving.wait(
             "has nothing in flight",
             lambda group: (
                 group["counters"]["connections_accepted"] > before
@@ -354,12 +477,14 @@ class Cluster:
 
     def close(self) -> None:
         """End whatever still runs, then look for tracebacks."""
+        daemons: list[Daemon] = [*self.nodes.values(), *([self.witness] if self.witness else [])]
         try:
-            for node in self.nodes.values():
-                node.stop_for_good()
+            # Both at once, so that nothing is handed over on the way.
+            for node in [node for node in self.nodes.values() if node.ask_to_stop_for_good()]:
+                node.wait_stopped()
         finally:
-            for node in self.nodes.values():
-                if node.running:
-                    node.kill()
-        for node in self.nodes.values():
-            assert "Traceback" not in node.log, node.log
+            for daemon in daemons:
+                if daemon.running:
+                    daemon.end()
+        for daemon in daemons:
+            assert "Traceback" not in daemon.log, daemon.log

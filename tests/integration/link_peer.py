@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from harness import GROUP, OWNER, SECONDARY, Cluster
+from harness import GROUP, OWNER, SECONDARY, Cluster, Node
 
 from stortrends_ha.protocol.link import HEADER, PREFACE, Frame, Kind, encode_object, next_frame
 from stortrends_ha.protocol.link import decode_object as decode
@@ -17,8 +17,18 @@ from stortrends_ha.protocol.link import decode_object as decode
 TIMEOUT_S = 10.0
 
 
-def hello(cluster: Cluster, node: str, **changes: Any) -> dict[str, Any]:
-    """What `node` would say, but for the changes."""
+# The first record of a new group.
+FIRST = {"epoch": 1, "owner": OWNER, "in_sync": [OWNER]}
+
+
+def record_of(node: Node) -> dict[str, Any]:
+    """The record by which a node acts."""
+    group = node.group()
+    return {key: group[key] for key in ("epoch", "owner", "in_sync")}
+
+
+def hello(cluster: Cluster, node: str, /, **changes: Any) -> dict[str, Any]:
+    """What `node` would say of a new group, but for the changes."""
     return {
         "cluster": "test",
         "group": GROUP,
@@ -26,7 +36,7 @@ def hello(cluster: Cluster, node: str, **changes: Any) -> dict[str, Any]:
         "peer": SECONDARY if node == OWNER else OWNER,
         "protocols": [1, 1],
         "software": "9.9.9",
-        "record": {"epoch": 1, "owner": OWNER, "in_sync": [OWNER, SECONDARY]},
+        "record": FIRST,
         "volumes": [[name, cluster.size_bytes(name)] for name in cluster.volumes],
         "lineage": "",
         "blank": True,

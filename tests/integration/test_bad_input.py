@@ -7,13 +7,14 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import nbd_raw as nbd
 import pytest
 from clients import Load, load
 from files import MIB
 from harness import OWNER, SECONDARY, Cluster, memory_mib, wait_for
-from link_peer import as_owner, hello, opening, receive
+from link_peer import as_owner, hello, opening, receive, record_of
 
 from stortrends_ha.protocol.link import HEADER, PREFACE, Kind, changes_header, encode_object, frame
 
@@ -54,6 +55,7 @@ def undisturbed(cluster: Cluster, client: Load) -> Iterator[None]:
         assert now["state"] == "in-sync"
         assert now["pid"] == before[name]["pid"], "the data process was started again"
         assert now["counters"]["link_sessions"] == before[name]["counters"]["link_sessions"]
+        assert now["epoch"] == before[name]["epoch"], "the record has changed"
 
 
 @contextlib.contextmanager
@@ -205,6 +207,17 @@ class TestNbd:
                     pytest.fail("it was not closed")
 
 
+def owner_says(cluster: Cluster, *frames: Callable[[int], bytes]) -> bytes:
+    """What would open a session, then frames of its epoch."""
+    record = record_of(cluster.secondary)
+    said = opening(hello(cluster, OWNER, record=record, lineage="1" * 32))
+    return said + b"".join(frame_of(record["epoch"]) for frame_of in frames)
+
+
+def open_frame(**said: Any) -> Callable[[int], bytes]:
+    return lambda epoch: encode_object(Kind.OPEN, epoch, said)
+
+
 LINK_INPUT_THAT_IS_CLOSED: dict[str, Callable[[Cluster], bytes]] = {
     "garbage": lambda _: b"GET / HTTP/1.1\r\nHost: example\r\n\r\n",
     "a preface and garbage": lambda _: PREFACE + bytes(range(100, 200)),
@@ -215,11 +228,18 @@ LINK_INPUT_THAT_IS_CLOSED: dict[str, Callable[[Cluster], bytes]] = {
     "a HELLO that says nothing": lambda _: PREFACE + frame(Kind.HELLO, 1, payload=b"{}"),
     "a HELLO of wrong types": lambda c: opening({**hello(c, OWNER), "volumes": {"vm-a": "large"}}),
     "a HELLO without an epoch": lambda _: PREFACE + encode_object(Kind.HELLO, 1, {"record": {"epoch": "x"}}),
+    "a HELLO whose owner is not in sync": lambda c: opening(
+        hello(c, OWNER, record={"epoch": 1, "owner": OWNER, "in_sync": [SECONDARY]})
+    ),
     "something else than HELLO": lambda _: PREFACE + frame(Kind.PING, 1),
     "changes without a session": lambda _: PREFACE + changes_header(1, 1, 0, 100) + bytes(100),
-    "changes after HELLO": lambda c: opening(hello(c, OWNER)) + changes_header(1, 1, 0, 100) + bytes(100),
-    "OPEN of another epoch": lambda c: opening(hello(c, OWNER)) + encode_object(Kind.OPEN, 7, {"full": True}),
-    "OPEN that says nothing": lambda c: opening(hello(c, OWNER)) + encode_object(Kind.OPEN, 1, {}),
+    "changes after HELLO": lambda c: owner_says(c, lambda epoch: changes_header(epoch, 1, 0, 100) + bytes(100)),
+    "OPEN of another epoch": lambda c: owner_says(c, lambda _: encode_object(Kind.OPEN, 77, {"full": True})),
+    "OPEN that says nothing": lambda c: owner_says(c, open_frame()),
+    "OPEN of another lineage": lambda c: owner_says(c, open_frame(full=False, first=1, lineage="1" * 32)),
+    "OPEN of a sync that would overwrite a node in sync": lambda c: owner_says(
+        c, open_frame(full=True, first=0, lineage="1" * 32)
+    ),
 }
 
 
@@ -247,7 +267,7 @@ class TestLink:
             assert receive(peer).kind == Kind.REFUSE
 
     def test_a_connection_that_ends_at_any_point_leaves_nothing(self, cluster: Cluster) -> None:
-        whole = opening(hello(cluster, OWNER))
+        whole = owner_says(cluster, open_frame(full=False, first=1, lineage="1" * 32))
         for end in range(0, len(whole), 7):
             with link(cluster) as peer:
                 peer.sendall(whole[:end])
@@ -280,7 +300,7 @@ def test_the_control_socket_answers_garbage_with_an_error(cluster: Cluster) -> N
     for sent in (b"garbage\n", b"[" * 60_000 + b"\n", b'{"command": "explode"}\n', b"x" * 100_000 + b"\n", b"{}\n"):
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(nbd.TIMEOUT_S)
-            client.connect(str(cluster.owner.state_dir / "control.sock"))
+            client.connect(str(cluster.owner.control))
             with contextlib.suppress(BrokenPipeError):
                 client.sendall(sent)
             with client.makefile() as file:
@@ -294,7 +314,7 @@ class TestBounds:
         pid = cluster.owner.data_pid
         reads = b"".join(nbd.request(nbd.READ, 0, 32 * MIB, cookie) for cookie in range(8))
         writes = b"".join(nbd.request(nbd.WRITE, FREE, 1, cookie) + b"w" for cookie in range(40_000))
-        before = written(cluster)
+        before = cluster.written()
         with contextlib.ExitStack() as stack:
             for number in range(32):
                 client = stack.enter_context(nbd.negotiated(cluster))
@@ -302,13 +322,8 @@ class TestBounds:
                 client.settimeout(0.2)
                 with contextlib.suppress(TimeoutError):
                     client.sendall(reads if number % 2 else writes)
-            wait_for("the others go on", lambda: written(cluster) > before + 20 * 40_000 // 2)
+            wait_for("the others go on", lambda: cluster.written() > before + 20 * 40_000 // 2)
             assert memory_mib(pid, "VmHWM") < 150
-
-
-def written(cluster: Cluster) -> int:
-    count: int = cluster.owner.group()["volumes"]["vm-a"]["counters"]["writes"]
-    return count
 
 
 def test_no_log_line_is_written_for_each_bad_byte(cluster: Cluster) -> None:

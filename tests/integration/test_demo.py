@@ -1,7 +1,9 @@
-"""`stortrends-ha demo`: its line of JSON means what it says, and it leaves nothing behind."""
+"""`stortrends-ha demo`: its line of JSON and its words mean what they say, and it leaves nothing behind."""
 
+import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -16,8 +18,11 @@ from clients import load, nbdsh, qemu_io, run
 from files import differences
 from harness import PATIENCE_S, PROGRAM, ask, free_ports, is_running, program_environment, wait_for
 
-PORTS = 8
+from stortrends_ha.cli.demo_layout import PORTS
+
 GIB = 1 << 30
+# A fresh demo on a busy machine with two cores: most of it is Python starting seven times.
+READY_S = 20.0
 
 
 class Demo:
@@ -49,7 +54,16 @@ class Demo:
         for node in self.nodes.values():
             groups = ask(Path(node["control"]))["groups"]
             self.pids += [node["pid"], *(group["pid"] for group in groups.values())]
+        self.pids.append(self.said["witness"]["pid"])
         return self
+
+    def hears(self, words: str) -> str:
+        """The next line on its stderr with these words."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if words in line:
+                return line
+        raise AssertionError(f"it ended and did not say {words!r}")
 
     @property
     def nodes(self) -> dict[str, Any]:
@@ -64,14 +78,30 @@ class Demo:
         groups: dict[str, Any] = ask(Path(self.nodes[node]["control"]))["groups"]
         return groups
 
-    def start_again(self, name: str) -> None:
-        """Run the `command` of a node that is gone, as a person would."""
-        node = subprocess.Popen(
-            self.nodes[name]["command"], env=program_environment(),
+    def start_again(self, part: dict[str, Any]) -> int:
+        """Run the `command` of a node or the witness that is gone, as a person would; returns its pid."""
+        process = subprocess.Popen(
+            part["command"], env=program_environment(),
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        self.by_hand.append(node)
-        self.pids.append(node.pid)
+        self.by_hand.append(process)
+        self.pids.append(process.pid)
+        return process.pid
+
+    def owner(self, group: str) -> str:
+        """Who serves a group now; empty while nobody does."""
+        for node in self.nodes:
+            with contextlib.suppress(OSError):
+                if (view := self.groups(node)[group])["owner"] == node and view["role"] == "primary":
+                    return node
+        return ""
+
+    def move(self, group: str, to: str) -> None:
+        """As a person would, if it is not there already."""
+        command = [*PROGRAM, "group", "move", group, "--to", to, "--config", self.said["config"]]
+        done = subprocess.run(command, env=program_environment(), capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        wait_for(f"{to} owns {group}", lambda: self.owner(group) == to)
 
     def wait_in_sync(self) -> None:
         def in_sync() -> bool:
@@ -139,7 +169,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 class TestJson:
     def test_has_the_keys_and_values_of_the_contract(self, demo: Demo) -> None:
         directory, first = demo.said["dir"], demo.ports[0]
-        assert set(demo.said) == {"ready", "dir", "config", "nodes", "volumes"}
+        assert set(demo.said) == {"ready", "dir", "config", "nodes", "witness", "volumes"}
         assert demo.said["ready"] is True
         assert demo.said["config"] == f"{directory}/cluster.yaml"
         assert list(demo.nodes) == ["node-a", "node-b"]
@@ -152,6 +182,9 @@ class TestJson:
             metrics.add(node["metrics"])
         assert metrics <= {f"http://127.0.0.1:{port}/metrics" for port in demo.ports}
         assert len(metrics) == 2
+        assert set(demo.said["witness"]) == {"pid", "command"}
+        listen, state = f"127.0.0.1:{demo.ports[-1]}", f"{directory}/witness"
+        assert demo.said["witness"]["command"][-5:] == ["witness", "--listen", listen, "--state", state]
         assert demo.said["volumes"] == {
             volume: {"uri": f"nbd://127.0.0.1:{port}/{volume}", "group": group, "owner": owner, "size_bytes": GIB}
             for volume, port, group, owner in (
@@ -166,8 +199,9 @@ class TestJson:
             assert {group["state"] for group in groups.values()} == {"in-sync"}
             assert {group["owner"] for group in groups.values()} == {"node-a", "node-b"}
 
-    def test_two_nodes_with_a_data_process_for_each_group(self, demo: Demo) -> None:
-        assert len(set(demo.pids)) == 6
+    def test_two_nodes_with_a_data_process_for_each_group_and_a_witness(self, demo: Demo) -> None:
+        assert len(set(demo.pids)) == 7
+        assert b"witness" in Path(f"/proc/{demo.said['witness']['pid']}/cmdline").read_bytes().split(b"\0")
         for name, node in demo.nodes.items():
             assert ask(Path(node["control"]))["pid"] == node["pid"]
             for group, found in demo.groups(name).items():
@@ -205,34 +239,48 @@ class TestJson:
             assert "node-b" in done.stdout
 
 
+def test_without_the_witness_nothing_happens_and_its_command_starts_it_again(demo: Demo) -> None:
+    before = {group: demo.owner(group) for group in ("rg-a", "rg-b")}
+    with load(demo.uri("vm-a")) as running:
+        os.kill(demo.said["witness"]["pid"], signal.SIGKILL)
+        demo.hears("The witness was killed by SIGKILL. The demo goes on; to start it again:")
+        demo.wait_in_sync()
+        assert {group: demo.owner(group) for group in before} == before
+        pid = demo.start_again(demo.said["witness"])
+        demo.hears(f"The witness runs again (pid {pid}).")
+        running.finish()
+
+
 @pytest.mark.parametrize("name", ["node-a", "node-b"])
-def test_a_killed_node_takes_its_data_processes_with_it_and_its_command_starts_it_again(demo: Demo, name: str) -> None:
-    node = demo.nodes[name]
-    mine, other = ("vm-a", "vm-b") if name == "node-a" else ("vm-b", "vm-a")
-    nbdsh("h.connect_uri(uri[0]); h.pwrite(b'acknowledged' * 1000, 4096)", demo.uri(mine))
+def test_a_killed_owner_is_replaced_at_the_same_uri_and_its_command_starts_it_again(demo: Demo, name: str) -> None:
+    other = next(node for node in demo.nodes if node != name)
+    demo.move("rg-a", name)
+    demo.move("rg-b", other)
+    nbdsh("h.connect_uri(uri[0]); h.pwrite(b'acknowledged' * 1000, 4096)", demo.uri("vm-a"))
     pids = [group["pid"] for group in demo.groups(name).values()]
-    pid = ask(Path(node["control"]))["pid"]
-    with load(demo.uri(other)) as running:
-        wait_for(
-            "it writes", lambda: any(group["clients"] for node in demo.nodes for group in demo.groups(node).values())
-        )
-        os.kill(pid, signal.SIGKILL)
+    with load(demo.uri("vm-b")) as running:
+        os.kill(ask(Path(demo.nodes[name]["control"]))["pid"], signal.SIGKILL)
         wait_for("its data processes are gone", lambda: not any(is_running(each) for each in pids), 10)
-        assert demo.process.poll() is None
-        demo.start_again(name)
+        demo.hears(f"{name} was killed by SIGKILL. The demo goes on; to start it again:")
+        wait_for(f"{other} takes over", lambda: demo.owner("rg-a") == other)
+        demo.hears(f"rg-a: {other} owns it, ")
+        nbdsh("h.connect_uri(uri[0]); assert h.pread(12000, 4096) == b'acknowledged' * 1000", demo.uri("vm-a"))
+        nbdsh("h.connect_uri(uri[0]); h.pwrite(b'alone' * 1000, 65536); h.flush()", demo.uri("vm-a"))
+        pid = demo.start_again(demo.nodes[name])
+        demo.hears(f"{name} runs again (pid {pid}).")
         demo.wait_in_sync()
         running.finish()
-    nbdsh("h.connect_uri(uri[0]); assert h.pread(12000, 4096) == b'acknowledged' * 1000", demo.uri(mine))
-    for volume in (mine, other):
+    assert demo.owner("rg-a") == other
+    for volume in ("vm-a", "vm-b"):
         assert not differences(*(Path(each["backing"][volume]) for each in demo.nodes.values()))
 
 
-def test_ctrl_c_ends_it_with_the_nodes_that_were_started_by_hand(demo: Demo) -> None:
+def test_ctrl_c_ends_it_with_what_was_started_by_hand(demo: Demo) -> None:
     """The last test with the module's demo."""
-    assert len(demo.by_hand) == 2
+    assert len(demo.by_hand) == 3
     out, _ = demo.end(signal.SIGINT)
     assert out == "", "more than one line on stdout"
-    assert [node.wait(PATIENCE_S) for node in demo.by_hand] == [0, 0]
+    assert [process.wait(PATIENCE_S) for process in demo.by_hand] == [0, 0, 0]
     demo.assert_nothing_left()
 
 
@@ -245,16 +293,22 @@ def test_its_temporary_directory_goes_with_it(start: StartDemo, tmp_path: Path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_directory_is_used_again_with_its_data(start: StartDemo, tmp_path: Path) -> None:
+def test_a_directory_is_used_again_with_its_data_and_its_owners(start: StartDemo, tmp_path: Path) -> None:
     directory = tmp_path / "state"
+    began_s = time.monotonic()
     demo = start("--json", "--dir", str(directory)).ready()
+    assert time.monotonic() - began_s < READY_S
     qemu_io(demo.uri("vm-a"), "write -P 0x42 1M 1M", "flush")
+    demo.move("rg-a", "node-b")
+    demo.wait_in_sync()
     demo.end(signal.SIGTERM)
     demo.assert_nothing_left()
+    began_s = time.monotonic()
     demo = start("--json", "--dir", str(directory)).ready()
+    assert time.monotonic() - began_s < READY_S
     assert demo.said["dir"] == str(directory)
+    assert [volume["owner"] for volume in demo.said["volumes"].values()] == ["node-b", "node-b"]
     qemu_io(demo.uri("vm-a"), "read -P 0x42 1M 1M")
-    assert "nothing was lost" in (directory / "node-a" / "node.log").read_text()
     demo.end(signal.SIGINT)
     demo.assert_nothing_left()
 
@@ -308,10 +362,16 @@ def test_without_json_it_says_in_plain_words_what_runs_where_and_what_to_try(sta
     for word in (
         "node-a",
         "node-b",
-        "rg-a",
-        "rg-b",
-        *(f"nbd://127.0.0.1:{demo.ports[n]}/vm-{v}" for n, v in ((0, "a"), (1, "b"))),
+        "The witness",
+        *(f"owns rg-{v} with volume vm-{v}, 1 GiB: nbd://127.0.0.1:{demo.ports[n]}/vm-{v}" for n, v in enumerate("ab")),
     ):
         assert word in said
+    for words in (" status --config ", " group move rg-a --to node-b ", " group move rg-a --to node-a "):
+        (command,) = (line for line in said.splitlines() if words in line)
+        done = subprocess.run(
+            shlex.split(command), env=program_environment(), capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, (command, done.stderr)
+    demo.hears("rg-a: node-a owns it, in-sync")
     demo.end(signal.SIGINT)
     demo.assert_nothing_left()

@@ -2,8 +2,7 @@
 
 import contextlib
 import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import nbd_raw as nbd
 import pytest
@@ -14,14 +13,19 @@ from harness import Cluster, memory_mib, wait_for
 MEMORY_MIB = 150
 
 
-@pytest.fixture
-def small(make_cluster: Callable[..., Cluster]) -> Cluster:
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster with narrow limits."""
     limits = {"connections": 4, "window_bytes": "32MiB", "window_changes": 100, "link_timeout_s": 1}
-    return make_cluster(limits=limits).start()
+    cluster = Cluster(tmp_path_factory.mktemp("limits"), limits=limits)
+    try:
+        yield cluster.start()
+    finally:
+        cluster.close()
 
 
 def test_more_connections_than_the_limit_are_refused_and_counted(small: Cluster) -> None:
+    refused = small.counter("connections_refused")
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(nbd.negotiated(small)) for _ in range(4)]
         with nbd.connect(small) as one_more:
@@ -30,7 +34,7 @@ def test_more_connections_than_the_limit_are_refused_and_counted(small: Cluster)
             client.sendall(nbd.request(nbd.READ, 0, 512))
             assert nbd.simple_reply(client) == (0, 1)
             assert nbd.exactly(client, 512) == bytes(512)
-        small.owner.wait("counts the refusal", lambda group: group["counters"]["connections_refused"] == 1)
+        small.owner.wait("counts the refusal", lambda group: group["counters"]["connections_refused"] == refused + 1)
     small.owner.wait("misses the clients", lambda group: group["clients"] == 0)
     nbdsh("h.connect_uri(uri[0]); h.pread(512, 0)", small.uri())
 
@@ -38,27 +42,47 @@ def test_more_connections_than_the_limit_are_refused_and_counted(small: Cluster)
 @pytest.mark.parametrize("length", [1, 64 * 1024])
 def test_the_window_bounds_what_is_held(small: Cluster, length: int) -> None:
     """While the peer is away, clients that write more than the window takes are not read from."""
-    pid = small.secondary.data_pid
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        with nbd.negotiated(small) as client:
-            client.settimeout(1)
-            sent = 0
+    with nbd.negotiated(small) as client:
+        client.settimeout(1)
+        sent = 0
+        with small.secondary.paused():
             with contextlib.suppress(TimeoutError):
                 for number in range(3000):
                     client.sendall(nbd.request(nbd.WRITE, number * length % (32 * MIB), length, number) + bytes(length))
                     sent += 1
-            held = small.owner.wait_state("held")["window"]
+            report = small.owner.wait(
+                "holds them", lambda group: group["state"] == "held" and group["window"]["changes"]
+            )
+            held = report["window"]
             most_at_once = MIB // (28 + length) + 1  # one buffer of input is taken as a whole
-            assert 0 < held["changes"] < 100 + most_at_once
+            assert held["changes"] < 100 + most_at_once
             assert held["bytes"] <= 33 * MIB
-            os.kill(pid, signal.SIGCONT)
-            client.settimeout(nbd.TIMEOUT_S)
-            assert [nbd.simple_reply(client) for _ in range(sent)] == [(0, number) for number in range(sent)]
-    finally:
-        os.kill(pid, signal.SIGCONT)
+        client.settimeout(nbd.TIMEOUT_S)
+        assert [nbd.simple_reply(client) for _ in range(sent)] == [(0, number) for number in range(sent)]
     small.wait_in_sync().settle()
     small.assert_identical()
+
+
+def test_clients_that_read_while_nothing_may_be_answered_hold_little(small: Cluster) -> None:
+    """Without its lease an owner answers no read, so it does not take more of them than it can keep."""
+    with contextlib.ExitStack() as stack:
+        with small.secondary.paused():
+            small.owner.wait("has no lease", lambda group: not group["serving"])
+            before = memory_mib(small.owner.data_pid, "VmRSS")
+            clients = [stack.enter_context(nbd.negotiated(small)) for _ in range(4)]
+            for client in clients:
+                client.settimeout(0.2)
+                with contextlib.suppress(TimeoutError):
+                    for number in range(64):
+                        client.sendall(nbd.request(nbd.READ, 0, 4 * MIB, number))
+            small.owner.wait("has them", lambda group: group["clients"] == 4)
+            assert memory_mib(small.owner.data_pid, "VmRSS") - before < 4 * 8
+        for client in clients:
+            client.settimeout(nbd.TIMEOUT_S)
+            for number in range(64):
+                assert nbd.simple_reply(client) == (0, number)
+                assert len(nbd.exactly(client, 4 * MIB)) == 4 * MIB
+    small.wait_in_sync()
 
 
 @pytest.fixture(scope="module")
@@ -100,22 +124,16 @@ class TestMemory:
         assert all(job["read"]["total_ios"] + job["write"]["total_ios"] for job in jobs)
 
     def test_of_64_clients_while_their_writes_are_held(self, large: Cluster) -> None:
-        pid = large.secondary.data_pid
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            with contextlib.ExitStack() as stack:
-                for number in range(64):
-                    client = stack.enter_context(nbd.negotiated(large))
-                    client.settimeout(0.1)
-                    with contextlib.suppress(TimeoutError):
-                        for block in range(32):
-                            offset = (number * 32 + block) * 128 * 1024
-                            client.sendall(nbd.request(nbd.WRITE, offset, 128 * 1024, block) + b"h" * 128 * 1024)
-                large.owner.wait_state("held")
-                os.kill(pid, signal.SIGCONT)
-                large.wait_in_sync()
-        finally:
-            os.kill(pid, signal.SIGCONT)
+        with large.secondary.paused(), contextlib.ExitStack() as stack:
+            for number in range(64):
+                client = stack.enter_context(nbd.negotiated(large))
+                client.settimeout(0.05)
+                with contextlib.suppress(TimeoutError):
+                    for block in range(32):
+                        offset = (number * 32 + block) * 128 * 1024
+                        client.sendall(nbd.request(nbd.WRITE, offset, 128 * 1024, block) + b"h" * 128 * 1024)
+            large.owner.wait_state("held")
+        large.wait_in_sync()
 
     def test_of_clients_with_requests_of_32_mib(self, large: Cluster) -> None:
         """Half of them write, half of them read."""

@@ -1,10 +1,8 @@
-"""Nodes as processes: started, signalled, killed, started again; over fake data processes, then real ones."""
+"""One node as a process: started, signalled, killed, started again; over fake data processes."""
 
 import contextlib
-import json
 import os
 import re
-import select
 import signal
 import socket
 import subprocess
@@ -12,12 +10,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
 from stortrends_ha.cli import client
-from stortrends_ha.cli.demo_layout import NODES, PORTS, Layout
+from stortrends_ha.cli.demo_layout import PORTS, Layout
 from stortrends_ha.errors import StartError
 
 ROOT = Path(__file__).parents[2]
@@ -79,10 +77,11 @@ def answers(layout: Layout, name: str = "node-a") -> dict[str, Any] | None:
     return None
 
 
-def in_sync(layout: Layout, name: str = "node-a") -> dict[str, Any] | None:
+def reports(layout: Layout, name: str = "node-a") -> dict[str, Any] | None:
+    """Its status, once both data processes have said how they are. Without its peer it gives them nothing to do."""
     status = answers(layout, name)
     states = {group["state"] for group in status["groups"].values()} if status else set()
-    return status if states == {"in-sync"} else None
+    return status if states and not states & {"starting", "failed"} else None
 
 
 def data_processes(status: dict[str, Any]) -> list[int]:
@@ -109,7 +108,7 @@ def test_a_node_tells_when_it_is_ready_and_stops_everything_on_sigterm(layout: L
         manager.settimeout(PATIENCE_S)
         with node(layout, "well", NOTIFY_SOCKET=str(tmp_path / "notify")) as started:
             assert manager.recv(100) == b"READY=1"
-            status = eventually(lambda: in_sync(layout))
+            status = eventually(lambda: reports(layout))
             assert status["pid"] == started.pid
             started.send_signal(signal.SIGTERM)
             assert manager.recv(100) == b"STOPPING=1"
@@ -142,7 +141,7 @@ def test_a_data_process_that_cannot_start_is_an_error_in_a_sentence(layout: Layo
 
 def test_a_second_node_is_refused_and_the_first_goes_on(layout: Layout) -> None:
     with node(layout, "well") as first:
-        eventually(lambda: in_sync(layout))
+        eventually(lambda: reports(layout))
         with node(layout, "well") as second:
             code, stderr = ended(second)
         assert code == 1
@@ -154,9 +153,9 @@ def test_a_second_node_is_refused_and_the_first_goes_on(layout: Layout) -> None:
 
 def test_a_killed_data_process_comes_back_and_the_other_group_does_not_notice(layout: Layout) -> None:
     with node(layout, "well"):
-        before = eventually(lambda: in_sync(layout))["groups"]
+        before = eventually(lambda: reports(layout))["groups"]
         os.kill(before["rg-a"]["pid"], signal.SIGKILL)
-        after = eventually(lambda: (found := in_sync(layout)) and found["groups"]["rg-a"]["restarts"] and found)
+        after = eventually(lambda: (found := reports(layout)) and found["groups"]["rg-a"]["restarts"] and found)
         assert after["groups"]["rg-a"]["pid"] != before["rg-a"]["pid"]
         assert after["groups"]["rg-b"]["pid"] == before["rg-b"]["pid"]
         assert after["groups"]["rg-b"]["restarts"] == 0
@@ -164,10 +163,10 @@ def test_a_killed_data_process_comes_back_and_the_other_group_does_not_notice(la
 
 def test_a_killed_node_starts_again_at_once_over_what_it_left_behind(layout: Layout) -> None:
     with node(layout, "well") as started:
-        old = data_processes(eventually(lambda: in_sync(layout)))
+        old = data_processes(eventually(lambda: reports(layout)))
         started.kill()
         with node(layout, "well") as again:
-            status = eventually(lambda: (found := in_sync(layout)) and found["pid"] == again.pid and found)
+            status = eventually(lambda: (found := reports(layout)) and found["pid"] == again.pid and found)
             assert not any(map(runs, old))
             assert not set(old) & set(data_processes(status))
 
@@ -188,122 +187,15 @@ def test_what_the_node_itself_cannot_listen_on_is_named(layout: Layout, taken: s
     assert "Traceback" not in stderr
 
 
-# --- The real thing ---------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def demo(layout: Layout, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    arguments = ["--dir", str(layout.directory), "--port-base", str(layout.port_base), *options]
-    with process(sys.executable, "-m", "stortrends_ha", "demo", *arguments) as started:
-        yield started
-
-
-def line_of(stream: IO[bytes] | None) -> str:
-    """The next line; the stream has no buffer of its own, so that select knows of all there is."""
-    assert stream is not None
-    assert select.select([stream], [], [], PATIENCE_S)[0], "it says nothing"
-    return stream.readline().decode()
-
-
-def announced(started: subprocess.Popen[bytes]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(line_of(started.stdout))
-    return found
-
-
-def all_processes(layout: Layout) -> list[int]:
-    statuses = [status for name in NODES if (status := answers(layout, name))]
-    return [pid for status in statuses for pid in [status["pid"], *data_processes(status)]]
-
-
-def test_the_demo_says_what_runs_and_stops_it_on_ctrl_c(layout: Layout) -> None:
-    with demo(layout, "--json") as started:
-        said = announced(started)
-        assert said["config"] == str(layout.config)
-        running = all_processes(layout)
-        assert len(running) == 6
-        for name, of in said["nodes"].items():
-            assert of["pid"] in running
-            assert of["control"] == str(layout.control(name))
-            assert in_sync(layout, name)
-        started.send_signal(signal.SIGINT)
-        stdout, stderr = started.communicate(timeout=PATIENCE_S)
-    assert (started.returncode, stdout) == (0, b""), stderr
-    assert b"Traceback" not in stderr
-    assert not any(map(runs, running))
-
-
-def test_a_killed_demo_node_is_started_again_by_its_command_and_stopped_with_the_demo(layout: Layout) -> None:
-    with demo(layout, "--json") as started:
-        of = announced(started)["nodes"]["node-b"]
-        status = answers(layout, "node-b")
-        assert status is not None
-        os.kill(of["pid"], signal.SIGKILL)
-        eventually(lambda: not any(map(runs, data_processes(status))))
-        while "node-b was killed by SIGKILL" not in line_of(started.stderr):
-            pass
-        with process(*of["command"]) as again:
-            eventually(lambda: in_sync(layout, "node-b") and in_sync(layout, "node-a"))
-            while f"node-b runs again (pid {again.pid})" not in line_of(started.stderr):
-                pass
-            started.send_signal(signal.SIGTERM)
-            assert ended(started)[0] == 0
-            assert again.wait(PATIENCE_S) == 0
-
-
-def test_the_demos_nodes_end_with_it_even_when_it_is_killed(layout: Layout) -> None:
-    with demo(layout, "--json") as started:
-        announced(started)
-        running = all_processes(layout)
-        started.kill()
-        eventually(lambda: not any(map(runs, running)))
-
-
-def test_a_demo_directory_is_used_again_with_its_data(layout: Layout) -> None:
-    for command in ("write -P 0x5a 1M 64k", "read -P 0x5a 1M 64k"):
-        with demo(layout, "--json") as started:
-            uri = announced(started)["volumes"]["vm-a"]["uri"]
-            subprocess.run(["qemu-io", "-f", "raw", "-c", command, uri], check=True, timeout=PATIENCE_S)
-            started.send_signal(signal.SIGTERM)
-            assert ended(started)[0] == 0
-
-
-def test_a_demo_told_to_stop_while_it_starts_stops_cleanly(layout: Layout) -> None:
-    with demo(layout) as started:
-        assert line_of(started.stderr).startswith("Starting node-a and node-b")
-        started.send_signal(signal.SIGTERM)
-        code, stderr = ended(started)
-    assert code == 0, stderr
-    assert "Traceback" not in stderr
+# --- The real thing; what else the demo does is in test_demo --------------------------------------
 
 
 def test_a_demo_node_that_cannot_start_is_shown_with_its_log(layout: Layout) -> None:
     layout.backing("node-b", "vm-a").write_bytes(b"short")
-    with demo(layout, "--json") as started:
+    options = ["--json", "--dir", str(layout.directory), "--port-base", str(layout.port_base)]
+    with process(sys.executable, "-m", "stortrends_ha", "demo", *options) as started:
         code, stderr = ended(started)
     assert code == 1
     assert re.search(r"^stortrends-ha: node-b ended with code 1\. Its log .* ends with:$", stderr, re.MULTILINE)
     assert str(layout.backing("node-b", "vm-a")) in stderr
     assert "Traceback" not in stderr
-
-
-def test_a_temporary_demo_directory_is_removed(layout: Layout) -> None:
-    options = ["demo", "--json", "--port-base", str(layout.port_base)]
-    with process(sys.executable, "-m", "stortrends_ha", *options) as started:
-        directory = Path(announced(started)["dir"])
-        assert directory.is_dir()
-        started.send_signal(signal.SIGTERM)
-        assert ended(started)[0] == 0
-    assert not directory.exists()
-
-
-def test_the_words_for_people_have_the_addresses_and_the_command(layout: Layout) -> None:
-    with demo(layout) as started:
-        assert started.stdout is not None
-        text = ""
-        while "Ctrl-C stops everything." not in text:
-            text += line_of(started.stdout)
-        started.send_signal(signal.SIGTERM)
-        assert ended(started)[0] == 0
-    for group in layout.groups:
-        assert group.uri in text
-    assert f"status --config {layout.config}" in text

@@ -1,0 +1,205 @@
+"""The machines of a cluster as network namespaces: client, nodes and witness on a LAN, the nodes on a link, too.
+
+Job: machines, cables, and what can go wrong with them: a cable out, an interface down, packets dropped, power off.
+Invariants: nothing outside the namespaces is touched; however a test ends, `close` kills what runs in them and removes
+them. Names are unique, so clusters may run side by side. It needs root.
+Neighbours: `cluster` runs the daemons in them.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import uuid
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from harness import is_running, wait_for
+
+LAN, LINK = "lan0", "link0"
+PREFIX_LENGTH = 24
+_LAN_NET, _LINK_NET = "192.0.2", "198.51.100"
+FLOATING = f"{_LAN_NET}.21"
+NODES = ("node-a", "node-b")
+# Host -> the last number of its addresses.
+_HOSTS = {"client": 1, "node-a": 11, "node-b": 12, "witness": 31}
+_numbers = itertools.count()
+
+
+def _run(*command: str, text: str = "") -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, input=text)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}\n{text}"
+    return done.stdout
+
+
+class Machine:
+    """A host: a namespace with an interface on the LAN, a node also with one on the link."""
+
+    def __init__(self, name: str, namespace: str, switch: str, directory: Path) -> None:
+        self.name = name
+        self.namespace = namespace
+        self.switch = switch
+        number = _HOSTS[name]
+        self.lan_ip = f"{_LAN_NET}.{number}"
+        self.link_ip = f"{_LINK_NET}.{number}"
+        self.interfaces = (LAN, LINK) if name in NODES else (LAN,)
+        self._boot_id = directory / f"{name}.boot_id"
+        self.new_boot()
+        _run("ip", "netns", "add", namespace)
+        self._plug_in()
+
+    @property
+    def ports(self) -> list[str]:
+        """The other ends of its cables, in the namespace of the switches."""
+        return [f"{self.name}-{interface}" for interface in self.interfaces]
+
+    def _plug_in(self) -> None:
+        inside, outside = ["link set lo up"], []
+        for interface in self.interfaces:
+            port, ip = f"{self.name}-{interface}", self.lan_ip if interface == LAN else self.link_ip
+            inside += [
+                f"link add {interface} type veth peer name {port} netns {self.switch}",
+                f"link set {interface} up",
+                f"address add {ip}/{PREFIX_LENGTH} dev {interface}",
+            ]
+            outside.append(f"link set {port} master {interface} up")
+        self.ip_batch(inside)
+        _ip_batch(self.switch, outside)
+
+    def ip(self, *arguments: str) -> str:
+        return _run("ip", "-n", self.namespace, *arguments)
+
+    def ip_batch(self, lines: Sequence[str]) -> None:
+        _ip_batch(self.namespace, lines)
+
+    def command(self, command: Sequence[str | Path]) -> list[str]:
+        """The command that runs there; it sees a boot ID of its own, so that the machine can restart."""
+        bind = 'mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"'
+        return ["ip", "netns", "exec", self.namespace, "sh", "-c", bind, str(self._boot_id), *map(str, command)]
+
+    def new_boot(self) -> None:
+        """What starts from now on finds that the machine has been started anew: what was only cached is lost to it."""
+        self._boot_id.write_text(f"{uuid.uuid4()}\n")
+
+    # --- What it has ---
+
+    def pids(self) -> list[int]:
+        """Everything that runs there."""
+        own = Path("/run/netns", self.namespace).stat().st_ino
+        found = []
+        for path in Path("/proc").glob("[0-9]*/ns/net"):
+            with contextlib.suppress(OSError):
+                if path.stat().st_ino == own:
+                    found.append(int(path.parts[2]))
+        return found
+
+    @property
+    def mac(self) -> str:
+        mac: str = json.loads(self.ip("-j", "link", "show", "dev", LAN))[0]["address"]
+        return mac
+
+    def has_address(self, ip: str) -> bool:
+        links = json.loads(self.ip("-j", "address", "show", "dev", LAN))
+        return any(one["local"] == ip for link in links for one in link.get("addr_info", ()))
+
+    def neighbour(self, ip: str) -> str:
+        """The MAC address that it has in mind for a neighbour; empty if none."""
+        entries = json.loads(self.ip("-j", "neighbour", "show", "to", ip, "dev", LAN) or "[]")
+        return next((entry.get("lladdr", "") for entry in entries), "")
+
+    # --- What happens to it ---
+
+    def drop(self, sources: Iterable[str] = (), tcp_ports: Iterable[int] = ()) -> None:
+        """Lose every packet that comes from these addresses, and everything from or to these TCP ports."""
+        rules = [f"ip saddr {ip} drop" for ip in sources]
+        for port in tcp_ports:
+            rules += [f"tcp dport {port} drop", f"tcp sport {port} drop"]
+        self._nft(_chain("input", rules))
+
+    def isolate(self) -> None:
+        """Nothing reaches it and nothing leaves it, though its interfaces are up."""
+        chains = _chain("input", ['iif != "lo" drop']), _chain("output", ['oif != "lo" drop'])
+        self._nft(*chains)
+
+    def drop_nothing(self) -> None:
+        self._nft()
+
+    def _nft(self, *chains: str) -> None:
+        """These and no others."""
+        text = "\n".join(["flush ruleset", "table inet failures {", *chains, "}"])
+        _run("ip", "netns", "exec", self.namespace, "nft", "-f", "-", text=text)
+
+    def interfaces_down(self, interfaces: Iterable[str]) -> None:
+        self.ip_batch([f"link set {interface} down" for interface in interfaces])
+
+    def interfaces_up(self) -> None:
+        self.ip_batch([f"link set {interface} up" for interface in self.interfaces])
+
+    def cables_out(self) -> None:
+        """The carrier is gone on every interface, at once."""
+        _ip_batch(self.switch, [f"link set {port} down" for port in self.ports])
+
+    def cables_in(self) -> None:
+        _ip_batch(self.switch, [f"link set {port} up" for port in self.ports])
+
+    def kill_all(self) -> None:
+        """SIGKILL to everything there; returns when all of it has ended."""
+        pids = self.pids()
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        wait_for(f"everything on {self.name} has ended", lambda: not any(map(is_running, pids)))
+
+    def close(self) -> None:
+        if Path("/run/netns", self.namespace).exists():
+            self.kill_all()
+            _run("ip", "netns", "delete", self.namespace)
+
+
+class Network:
+    """The machines, and the switches between them."""
+
+    def __init__(self, directory: Path) -> None:
+        self._prefix = f"hf{os.getpid()}-{next(_numbers)}"
+        self._switch = f"{self._prefix}-switch"
+        self.machines: dict[str, Machine] = {}
+        try:
+            _run("ip", "netns", "add", self._switch)
+            bridges = [f"link add {name} type bridge" for name in (LAN, LINK)]
+            _ip_batch(self._switch, bridges + [f"link set {name} up" for name in (LAN, LINK)])
+            for name in _HOSTS:
+                self.machines[name] = Machine(name, f"{self._prefix}-{name}", self._switch, directory)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def client(self) -> Machine:
+        return self.machines["client"]
+
+    @property
+    def witness(self) -> Machine:
+        return self.machines["witness"]
+
+    def heal(self) -> None:
+        """Everything reaches everything."""
+        for machine in self.machines.values():
+            machine.drop_nothing()
+            machine.cables_in()
+            machine.interfaces_up()
+
+    def close(self) -> None:
+        for machine in self.machines.values():
+            machine.close()
+        if Path("/run/netns", self._switch).exists():
+            _run("ip", "netns", "delete", self._switch)
+
+
+def _chain(hook: str, rules: Sequence[str]) -> str:
+    return "\n".join([f"chain {hook} {{", f"type filter hook {hook} priority 0;", *rules, "}"])
+
+
+def _ip_batch(namespace: str, lines: Sequence[str]) -> None:
+    _run("ip", "-n", namespace, "-batch", "-", text="\n".join(lines) + "\n")

@@ -1,0 +1,250 @@
+"""The arbiter fails, or is one of the other kinds."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import wait_for
+
+from .clients import under_load
+from .cluster import Cluster
+from .network import NODES, Machine
+
+MakeCluster = Callable[..., Cluster]
+
+
+class TestWitness:
+    def test_it_is_killed(self, cluster: Cluster) -> None:
+        """Row 8: a warning, and nothing else."""
+        assert cluster.witness is not None
+        owner, _ = cluster.pair()
+        with under_load(cluster) as clients:
+            epoch = owner.group()["epoch"]
+            with clients.event():
+                cluster.witness.kill()
+                owner.wait("says that the arbiter does not answer", lambda of: of["arbiter"])
+            assert owner.group()["state"] == "in-sync"
+            assert owner.group()["epoch"] == epoch
+            with clients.event():
+                cluster.witness.start()
+                owner.wait("finds it again", lambda of: not of["arbiter"])
+
+    def test_it_is_killed_and_then_the_owner(self, cluster: Cluster) -> None:
+        """Row 9: the survivor holds, and says why; it goes on when the witness is back."""
+        assert cluster.witness is not None
+        owner, secondary = cluster.pair()
+        with under_load(cluster) as clients:
+            with clients.event():
+                cluster.witness.kill()
+                owner.kill()
+                secondary.wait_held("granted")
+                assert clients.are_held()
+                cluster.witness.start()
+            assert cluster.owner() is secondary
+            with clients.event():
+                owner.start()
+                cluster.wait_in_sync()
+
+    def test_it_is_killed_then_the_owner_which_returns(self, cluster: Cluster) -> None:
+        """Row 9: a killed owner may have writes that nobody else has, so it has to be alone first, for a sync."""
+        assert cluster.witness is not None
+        owner, secondary = cluster.pair()
+        with under_load(cluster) as clients:
+            with clients.event():
+                cluster.witness.kill()
+                owner.kill()
+                secondary.wait_held("granted")
+                owner.start()
+                owner.wait_held("was killed while it owned")
+                assert clients.are_held()
+                cluster.witness.start()
+            assert cluster.owner() is owner
+
+    def test_it_is_killed_and_then_the_secondary(self, cluster: Cluster) -> None:
+        """Row 9, for the owner: writes are held, not failed (rule 2); it goes on when the secondary is back."""
+        assert cluster.witness is not None
+        owner, secondary = cluster.pair()
+        with under_load(cluster) as clients:
+            with clients.event():
+                cluster.witness.kill()
+                secondary.kill()
+                owner.wait_held("granted")
+                assert clients.are_held()
+                secondary.start()
+            assert cluster.owner() is owner
+
+    def test_its_disk_is_lost(self, cluster: Cluster) -> None:
+        """Row 24: both nodes give it their record again."""
+        assert cluster.witness is not None
+        owner, secondary = cluster.pair()
+        with under_load(cluster) as clients:
+            epoch = owner.group()["epoch"]
+            with clients.event():
+                cluster.witness.kill()
+                cluster.witness.lose_disk()
+                log = cluster.witness.log_since()
+                cluster.witness.start()
+                wait_for("it is given the record", lambda: f"is at epoch {epoch}" in log())
+            with clients.event():
+                owner.kill()
+            assert cluster.owner() is secondary
+
+
+class Etcd:
+    """Three members, on the machine of the witness."""
+
+    def __init__(self, machine: Machine, directory: Path) -> None:
+        self._machine = machine
+        self._directory = directory
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.endpoints = [f"http://{machine.lan_ip}:{port}" for port in (2379, 2381, 2383)]
+        self._peers = [f"http://{machine.lan_ip}:{port}" for port in (2380, 2382, 2384)]
+
+    def start(self) -> None:
+        cluster = ",".join(f"m{number}={url}" for number, url in enumerate(self._peers))
+        for number, (client, peer) in enumerate(zip(self.endpoints, self._peers, strict=True)):
+            command: list[str | Path] = [
+                "etcd", "--name", f"m{number}", "--data-dir", self._directory / f"m{number}", "--logger", "zap",
+                "--listen-client-urls", client, "--advertise-client-urls", client, "--listen-peer-urls", peer,
+                "--initial-advertise-peer-urls", peer, "--initial-cluster", cluster,
+                "--heartbeat-interval", "50", "--election-timeout", "500",
+            ]  # fmt: skip
+            with (self._directory / f"m{number}.log").open("ab") as log:
+                self._processes.append(
+                    subprocess.Popen(self._machine.command(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                )
+
+    def kill_one(self) -> None:
+        self._processes[0].kill()
+        self._processes[0].wait()
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+
+def test_etcd_with_one_of_three_members_killed(make_cluster: MakeCluster) -> None:
+    made: list[Etcd] = []
+
+    def arbiter(cluster: Cluster) -> dict[str, Any]:
+        made.append(Etcd(cluster.network.witness, cluster.directory))
+        return {"kind": "etcd", "endpoints": made[0].endpoints}
+
+    cluster = make_cluster(arbiter=arbiter)
+    (etcd,) = made
+    try:
+        etcd.start()
+        cluster.start()
+        owner, secondary = cluster.pair()
+        with under_load(cluster) as clients:
+            with clients.event():
+                etcd.kill_one()
+                owner.kill()
+            assert cluster.owner() is secondary
+            with clients.event():
+                owner.start()
+                cluster.wait_in_sync()
+    finally:
+        etcd.close()
+
+
+# A fence agent that does turn a machine off: its processes are killed and its cables are out.
+AGENT = """
+import os, signal, subprocess, sys
+from pathlib import Path
+
+options = dict(line.rstrip("\\n").split("=", 1) for line in sys.stdin)
+own = Path("/run/netns", options["plug"]).stat().st_ino
+def pids():
+    for path in Path("/proc").glob("[0-9]*/ns/net"):
+        try:
+            if path.stat().st_ino == own:
+                yield int(path.parts[2])
+        except OSError:
+            pass
+if options["action"] == "off":
+    for port in options["ports"].split():
+        enter = ["nsenter", "--net=/run/netns/" + options["switch"]]
+        subprocess.run([*enter, "ip", "link", "set", port, "down"], check=True)
+    for pid in pids():
+        os.kill(pid, signal.SIGKILL)
+else:
+    running = [pid for pid in pids() if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"]
+    sys.exit(0 if running else 2)
+"""
+
+
+class TestFencing:
+    @pytest.fixture
+    def fenced(self, make_cluster: MakeCluster, tmp_path: Path) -> Cluster:
+        program = tmp_path / "fence_test"
+        program.write_text(f"#!{sys.executable}\n{AGENT}")
+        program.chmod(0o755)
+
+        def arbiter(cluster: Cluster) -> dict[str, Any]:
+            machines = cluster.network.machines
+            agents = {
+                name: {
+                    "agent": str(program),
+                    "options": {
+                        "plug": machines[name].namespace,
+                        "switch": machines[name].switch,
+                        "ports": " ".join(machines[name].ports),
+                    },
+                }
+                for name in NODES
+            }
+            return {"kind": "fencing", "agents": agents}
+
+        return make_cluster(arbiter=arbiter).start()
+
+    def test_the_owner_is_killed(self, fenced: Cluster) -> None:
+        owner, secondary = fenced.pair()
+        with under_load(fenced) as clients:
+            with clients.event():
+                owner.kill()
+            assert fenced.owner() is secondary
+            with clients.event():
+                fenced.repair()
+
+    def test_the_owner_loses_power(self, fenced: Cluster) -> None:
+        owner, secondary = fenced.pair()
+        with under_load(fenced) as clients:
+            with clients.event():
+                owner.power_off()
+            assert fenced.owner() is secondary
+            with clients.event():
+                fenced.repair()
+
+    def test_the_nodes_do_not_see_each_other(self, fenced: Cluster) -> None:
+        """One shoots the other, which is really off then; it does not shoot back when it returns."""
+        owner, secondary = fenced.pair()
+        with under_load(fenced) as clients:
+            with clients.event():
+                fenced.cut(owner, secondary)
+            winner = fenced.owner()
+            loser = fenced.peer_of(winner)
+            wait_for("the other one is off", lambda: not loser.running)
+            with clients.event():
+                fenced.repair()
+            assert fenced.owner() is winner
+
+
+def test_nobody_decides_by_itself_with_the_manual_arbiter(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(arbiter={"kind": "manual"}).start()
+    owner, secondary = cluster.pair()
+    with under_load(cluster) as clients:
+        with clients.event():
+            cluster.move(to=secondary)
+        with clients.event():
+            cluster.wait_in_sync()
+            cluster.move(to=owner)
+        with clients.event():
+            owner.kill()
+            secondary.wait_held("only the operator can decide")
+            assert clients.are_held()
+            owner.start()

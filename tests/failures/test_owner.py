@@ -1,0 +1,194 @@
+"""The owner of a group fails in one way or another: its clients wait for a moment, and see no error."""
+
+import fcntl
+import signal
+import socket
+import struct
+import termios
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+from harness import wait_for
+
+from .blocks import BLOCK_BYTES
+from .clients import PART_BLOCKS, raw_client, under_load
+from .cluster import GROUP, OTHER_GROUP, Cluster, Node
+from .network import FLOATING, LAN, LINK
+
+# Longer than lease, link time-out and the lifetime of an address: nothing of the old owner is left but itself.
+LONG_STOP_S = 5.0
+
+
+def assert_is_at(cluster: Cluster, node: Node) -> None:
+    """The group is served there, and the client's machine knows: without waiting for anything to expire."""
+    assert cluster.client.neighbour(FLOATING) == node.machine.mac
+    assert node.group()["serving"]
+
+
+def come_back(cluster: Cluster, node: Node) -> None:
+    """It is started again, becomes the secondary and is in sync, though clients do not stop."""
+    node.power_on()
+    cluster.wait_in_sync()
+    assert cluster.owner() is not node
+
+
+def test_its_daemon_is_killed(cluster: Cluster) -> None:
+    """Row 1."""
+    owner, secondary = cluster.pair()
+    with under_load(cluster) as clients:
+        with clients.event():
+            owner.kill()
+        assert_is_at(cluster, secondary)
+        with clients.event():
+            come_back(cluster, owner)
+
+
+def test_its_host_loses_power(cluster: Cluster) -> None:
+    """Row 2: not even the end of a connection is heard of it."""
+    owner, secondary = cluster.pair()
+    with under_load(cluster) as clients:
+        with clients.event():
+            owner.power_off()
+        assert_is_at(cluster, secondary)
+        with clients.event():
+            come_back(cluster, owner)
+
+
+def test_its_data_process_is_killed(make_cluster: Callable[..., Cluster]) -> None:
+    """Row 3."""
+    cluster = make_cluster(two_groups=True).start()
+    owner = cluster.owner(GROUP)
+    assert cluster.owner(OTHER_GROUP) is not owner
+    other = raw_client(cluster, group=OTHER_GROUP, name="other")
+    other.wait_answers()
+    other_pids = [node.data_pid(OTHER_GROUP) for node in cluster.nodes.values()]
+    with under_load(cluster) as clients:
+        with clients.event():
+            owner.kill_data_process(GROUP)
+        cluster.wait_in_sync()
+        report = other.finish()
+        assert not report.errors
+        assert report.connects == 1
+        other.close()
+    assert [node.data_pid(OTHER_GROUP) for node in cluster.nodes.values()] == other_pids
+
+
+@pytest.mark.parametrize("way", ["packets are dropped", "its interfaces are down"])
+def test_it_is_cut_from_everything(cluster: Cluster, way: str) -> None:
+    """Row 7: it lives, but it neither answers nor keeps the address."""
+    owner, secondary = cluster.pair()
+    with under_load(cluster) as clients:
+        with clients.event():
+            if way == "packets are dropped":
+                owner.machine.isolate()
+            else:
+                owner.machine.interfaces_down([LAN, LINK])
+        assert_is_at(cluster, secondary)
+        wait_for("it has let go of the address", lambda: not owner.machine.has_address(FLOATING))
+        owner.wait_held(f"{secondary.name} has not been heard")
+        with clients.event():
+            cluster.network.heal()
+            cluster.wait_in_sync()
+        assert cluster.owner() is secondary
+
+
+def test_clients_do_not_reach_it_and_the_operator_moves_the_group(cluster: Cluster) -> None:
+    """By itself nothing moves, as the nodes and the witness see each other."""
+    owner, secondary = cluster.pair()
+    with under_load(cluster) as clients:
+        with clients.event():
+            owner.machine.drop([cluster.client.lan_ip])
+            cluster.move(to=secondary)
+        assert_is_at(cluster, secondary)
+    cluster.network.heal()
+
+
+class OldClient:
+    """A client at the Unix socket of a node, which no address can take away from it."""
+
+    def __init__(self, cluster: Cluster, node: Node) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(20)
+        self._socket.connect(str(cluster.nbd_unix(node)))
+        name = cluster.volume().encode()
+        self._socket.sendall(b"\0\0\0\3IHAVEOPT" + struct.pack(">II", 1, len(name)) + name)
+        self._exactly(18 + 10)
+        self._offset = 3 * PART_BLOCKS * BLOCK_BYTES  # in no other client's part
+
+    def _exactly(self, length: int) -> bytes:
+        data = b""
+        while len(data) < length:
+            piece = self._socket.recv(length - len(data))
+            assert piece, "the node closed the connection"
+            data += piece
+        return data
+
+    def ask_read(self) -> None:
+        self._socket.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, 1, self._offset, BLOCK_BYTES))
+
+    def ask_write(self, byte: int) -> None:
+        data = bytes([byte]) * BLOCK_BYTES
+        self._socket.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 1, 2, self._offset, BLOCK_BYTES) + data)
+
+    def write(self, byte: int) -> None:
+        self.ask_write(byte)
+        assert struct.unpack(">IIQ", self._exactly(16)) == (0x67446698, 0, 2)
+
+    def read(self) -> bytes:
+        self.ask_read()
+        assert struct.unpack(">IIQ", self._exactly(16)) == (0x67446698, 0, 1)
+        return self._exactly(BLOCK_BYTES)
+
+    def all_taken(self) -> bool:
+        """Whether the node has received all that was asked."""
+        left = fcntl.ioctl(self._socket, termios.TIOCOUTQ, b"\0" * 4)
+        return int.from_bytes(left, "little") == 0
+
+    def answers_until_closed(self) -> bytes:
+        """What still comes from the node before it closes the connection."""
+        data = b""
+        with suppress(ConnectionResetError):
+            while piece := self._socket.recv(65536):
+                data += piece
+        return data
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@contextmanager
+def old_client(cluster: Cluster, node: Node) -> Iterator[OldClient]:
+    client = OldClient(cluster, node)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+@pytest.mark.parametrize("who", ["all", "supervisor"])
+@pytest.mark.parametrize("for_s", [0.0, LONG_STOP_S])
+def test_it_is_stopped_and_continues_after_the_takeover(cluster: Cluster, who: str, for_s: float) -> None:
+    """Row 15: whoever still asks it gets no answer, least of all an old one."""
+    owner, secondary = cluster.pair()
+    family = owner.family()
+    with under_load(cluster) as clients, old_client(cluster, owner) as old:
+        old.write(1)
+        with clients.event():
+            owner.signal(signal.SIGSTOP, family if who == "all" else family[:1])
+        secondary.wait_serving()
+        with old_client(cluster, secondary) as new:
+            new.write(2)
+            old.ask_read()
+            old.ask_write(3)
+            time.sleep(for_s)  # that is what happens, and not to wait for something
+            with clients.event():
+                owner.signal(signal.SIGCONT, family[1:])  # so it has no word from its supervisor yet
+                wait_for("it has taken the requests", old.all_taken)
+                owner.signal(signal.SIGCONT, family[:1])
+                assert old.answers_until_closed() == b""
+            assert new.read() == bytes([2]) * BLOCK_BYTES
+        assert_is_at(cluster, secondary)
+        with clients.event():
+            cluster.wait_in_sync()

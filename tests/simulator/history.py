@@ -1,0 +1,172 @@
+"""What clients were told, checked as it happens: every block is a linearizable register.
+
+Each write has a value of its own. The operations on one value (the write and the reads that returned it) are a
+*cluster*. Some of them ended first, at ``ended``; some began last, at ``began``. If ``ended < began`` the block must
+have held that value all that time; else it must have held it at some moment between the two. So (Gibbons and Korach,
+"Testing Shared Memories", 1997) a history is linearizable exactly if no two of the former overlap, and none of the
+latter lies within one of the former. A write that was never answered takes part only once somebody has read it.
+
+When both nodes have lost their caches, or after the operator's override, a block may go back (``go_back``), in the
+former case not behind what was stable.
+"""
+
+from dataclasses import dataclass, field
+
+NEVER = 1 << 62
+
+
+class Violation(AssertionError):
+    """A rule was broken."""
+
+
+@dataclass(slots=True)
+class Operation:
+    """What a client asked for."""
+
+    kind: str  # "read", "write", "fua" or "flush"
+    block: int
+    value: int
+    began: int
+    covers: list[tuple[int, int]] = field(default_factory=list)  # flush: (block, value) answered before it began
+    done: bool = False
+
+    def __str__(self) -> str:
+        what = {"flush": "flush", "read": f"read {self.block}"}
+        return what.get(self.kind, f"{self.kind} {self.block}={self.value}")
+
+
+@dataclass(slots=True)
+class _Cluster:
+    value: int
+    wrote: int  # when the write began
+    ended: int = NEVER
+    began: int = 0
+    touched: int = 0  # when the newest of its operations was answered
+
+
+class _Block:
+    def __init__(self, value: int, now: int) -> None:
+        self.clusters = {value: _Cluster(value, -1, now, now, now)}
+        self.floor: dict[int, int] = {}  # value that is stable -> bit mask of nodes on which it certainly is
+        self.gone: set[int] = set()  # values that were answered or read, and are lost
+
+
+class History:
+    """All that was asked and answered."""
+
+    def __init__(self, blocks: int) -> None:
+        self._time = 0
+        self._value = 0
+        self._blocks = [_Block(0, 0) for _ in range(blocks)]
+        self._unflushed: dict[tuple[int, int], None] = {}
+        self.answered = 0
+        self.went_back = 0
+
+    def _tick(self) -> int:
+        self._time += 1
+        return self._time
+
+    def begin(self, kind: str, block: int) -> Operation:
+        """A client asks."""
+        value = 0
+        if kind in ("write", "fua"):
+            self._value += 1
+            value = self._value
+        operation = Operation(kind, block, value, self._tick())
+        if value:
+            self._blocks[block].clusters[value] = _Cluster(value, operation.began)
+        elif kind == "flush":
+            operation.covers = list(self._unflushed)
+        return operation
+
+    def end(self, operation: Operation, value: int, stable_on: int) -> None:
+        """A client is answered. ``stable_on``: a mask of the nodes on which a write is stable at this time."""
+        assert not operation.done
+        operation.done = True
+        self.answered += 1
+        now = self._tick()
+        if operation.kind == "flush":
+            for block, flushed in operation.covers:
+                self._unflushed.pop((block, flushed), None)
+                self._stable(block, flushed, 3)
+            return
+        if operation.kind == "read":
+            self._took_place(operation, value, now)
+        else:
+            self._took_place(operation, operation.value, now)
+            self._unflushed[operation.block, operation.value] = None
+            if operation.kind == "fua":
+                self._unflushed.pop((operation.block, operation.value))
+            self._stable(operation.block, operation.value, 3 if operation.kind == "fua" else stable_on)
+
+    def _stable(self, block: int, value: int, nodes: int) -> None:
+        floor = self._blocks[block].floor
+        if nodes and value in self._blocks[block].clusters:
+            floor[value] = floor.get(value, 0) | nodes
+
+    def _took_place(self, operation: Operation, value: int, now: int) -> None:
+        block = self._blocks[operation.block]
+        cluster = block.clusters.get(value)
+        if cluster is None:
+            what = "was lost before" if value in block.gone else "was never written there"
+            raise Violation(f"{operation} returned {value}, which {what}")
+        if cluster.wrote > now:
+            raise Violation(f"{operation} returned {value} before it was written")
+        cluster.ended = min(cluster.ended, now)
+        cluster.began = max(cluster.began, operation.began, cluster.wrote)
+        cluster.touched = now
+        del block.clusters[value]  # they are kept in the order in which they were touched
+        for other in reversed(block.clusters.values()):
+            if other.touched <= cluster.ended and other.ended < NEVER:
+                break
+            if other.ended < NEVER and _clash(cluster, other):
+                raise Violation(
+                    f"{operation} was answered with {value}, which does not fit: block {operation.block} cannot have "
+                    f"held {value} {_span(cluster)} and {other.value} {_span(other)}"
+                )
+        block.clusters[value] = cluster
+
+    # --- Losses that the rules allow ------------------------------------------------------------------
+
+    def go_back(self, contents: list[int], node: int, *, forced: bool) -> None:
+        """A copy without some of what was answered counts from now on. ``node``: its bit."""
+        now = self._tick()
+        self.went_back += 1
+        for number, (block, value) in enumerate(zip(self._blocks, contents, strict=True)):
+            if value not in block.clusters and not (forced and value in block.gone):
+                what = "was lost before" if value in block.gone else "was never written there"
+                raise Violation(f"block {number} came back as {value}, which {what}")
+            if not forced:
+                self._check_floor(block, number, value, node)
+            self._blocks[number] = self._restarted(block, value, now)
+        self._unflushed.clear()
+
+    @staticmethod
+    def _check_floor(block: _Block, number: int, value: int, node: int) -> None:
+        kept = block.clusters[value]
+        for stable, nodes in block.floor.items():
+            if nodes & node and stable != value and kept.ended < block.clusters[stable].began:
+                raise Violation(f"block {number} went back to {value}, though {stable} was stable")
+
+    @staticmethod
+    def _restarted(block: _Block, value: int, now: int) -> _Block:
+        new = _Block(value, now)
+        new.gone = block.gone - {value}
+        for cluster in block.clusters.values():
+            if cluster.value != value:
+                if cluster.ended < NEVER:
+                    new.gone.add(cluster.value)
+                else:
+                    new.clusters[cluster.value] = cluster
+        return new
+
+
+def _clash(one: _Cluster, other: _Cluster) -> bool:
+    """Each must have been there before the other was."""
+    return one.ended < other.began and other.ended < one.began
+
+
+def _span(cluster: _Cluster) -> str:
+    if cluster.ended < cluster.began:
+        return f"all the time from {cluster.ended} to {cluster.began}"
+    return f"at some time from {cluster.began} to {cluster.ended}"

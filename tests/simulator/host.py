@@ -1,0 +1,179 @@
+"""One of the two machines: its power, its clock, what it keeps, and what runs on it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stortrends_ha.cluster.view import Saved
+from stortrends_ha.protocol.heartbeat import Message
+
+from .clock import MS, NodeClock, S
+from .disk import Disk
+from .history import Violation
+from .model_process import ModelProcess
+from .supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from .world import World
+
+_ADDRESS_LIFETIME_NS = 2 * S
+
+
+@dataclass(slots=True)
+class ReplicaState:
+    """The state file of the data process."""
+
+    boot: int = 0  # of the host, since which writes may be cached only; 0: none are
+    open: bool = False  # it owns, or did when it died
+    unclean: bool = False  # there may be changes that its peer lacks although both are in sync
+    lost_cache: bool = False
+    needs_sync: bool = False
+    settled_epoch: int = 0
+
+
+class Host:
+    """``peer`` is set right after both exist."""
+
+    def __init__(self, world: "World", name: str, bit: int) -> None:
+        self.world = world
+        self.name = name
+        self.bit = bit
+        self.peer: Host = self
+        self.on = False
+        self.boots = 0
+        self.rate = 1.0 + world.random.choice((-1.0, 1.0, world.random.uniform(-1, 1))) * world.drift
+        self.clock = NodeClock(world.clock, self.rate)
+        self.disk = Disk(world.blocks)
+        self.state = ReplicaState()
+        self.saved: Saved | None = None
+        self.drained = False
+        self.supervisor: Supervisor | None = None
+        self.process: ModelProcess | None = None
+        self.address_until_ns = 0
+        self.disk_fails = False
+        self.peer_seen = 0  # the boot in which the peer was seen
+        self._doom_in = 0
+        self._doom = ""
+
+    # --- Power and processes --------------------------------------------------------------------------
+
+    def boot(self) -> None:
+        """The power is on; the supervisor starts by itself."""
+        if not self.on:
+            self.on = True
+            self.boots += 1
+            self.clock = NodeClock(self.world.clock, self.rate)
+            self.world.trace.say(self.name, "boots")
+            self.start()
+
+    def start(self) -> None:
+        """Start the supervisor, if none runs."""
+        if self.on and self.supervisor is None:
+            self.world.trace.say(self.name, "starts with", self.saved.record if self.saved else "no record")
+            self.address_until_ns = 0  # left-over addresses are removed
+            self.supervisor = Supervisor(self)
+
+    def kill(self) -> None:
+        """SIGKILL for the supervisor: its data process dies with it; addresses stay for a while."""
+        if self.supervisor is not None:
+            self.world.trace.say(self.name, "KILLED")
+            self.supervisor.alive = False
+            self.supervisor = None
+            self.kill_process()
+            self.address_until_ns = min(self.address_until_ns, self.world.clock.now_ns + _ADDRESS_LIFETIME_NS)
+
+    def kill_process(self) -> None:
+        """SIGKILL for the data process."""
+        process, self.process = self.process, None
+        if process is not None:
+            self.world.trace.say(self.name, "data process KILLED")
+            process.die()
+
+    def power_off(self) -> None:
+        """Everything stops at once; what was only cached may be gone."""
+        if self.on:
+            self.on = False
+            self.world.trace.say(self.name, "LOSES POWER")
+            self.kill()
+            self.kill_process()
+            self.disk.lose_power(self.world.random)
+            self.address_until_ns = 0
+
+    def stopped(self, supervisor: Supervisor) -> None:
+        """The supervisor has ended by itself."""
+        if supervisor is self.supervisor:
+            self.world.trace.say(self.name, "stopped")
+            supervisor.alive = False
+            self.supervisor = None
+            self.kill_process()
+            self.unclaim()
+            self.world.clock.after(self.world.random.randrange(100 * MS, 4 * S), self.start)
+
+    # --- Dying between two effects --------------------------------------------------------------------
+
+    def doom_in(self, effects: int, how: str) -> None:
+        """At the so many-th step from now on it is killed, loses power, or is stopped for a while."""
+        self._doom_in, self._doom = effects, how
+
+    def doom(self) -> None:
+        """A step."""
+        if not self._doom_in:
+            return
+        self._doom_in -= 1
+        if self._doom_in:
+            return
+        self.world.count[f"between effects: {self._doom}"] += 1
+        match self._doom:
+            case "kill":
+                self.kill()
+                self.world.clock.after(self.world.random.randrange(100 * MS, 4 * S), self.start)
+            case "power":
+                self.power_off()
+                self.world.clock.after(self.world.random.randrange(S, 6 * S), self.boot)
+            case "kill process":
+                self.kill_process()
+            case "pause":
+                self.pause(self.supervisor, self.world.random.randrange(50 * MS, 5 * S))
+
+    def pause(self, actor: Supervisor | ModelProcess | None, for_ns: int) -> None:
+        """SIGSTOP, and SIGCONT later."""
+        if actor is not None:
+            what = "supervisor" if isinstance(actor, Supervisor) else "data process"
+            self.world.trace.say(self.name, f"{what} STOPPED for {for_ns / 1e9:.3f} s")
+            actor.pause()
+            self.world.clock.after(for_ns, self._go_on, actor, what)
+
+    def _go_on(self, actor: Supervisor | ModelProcess, what: str) -> None:
+        if actor.alive:
+            self.world.trace.say(self.name, f"{what} goes on")
+        actor.go_on()
+
+    # --- The network ----------------------------------------------------------------------------------
+
+    def beat_arrived(self, beat: Message, path: int) -> None:
+        """A datagram; nobody may be there."""
+        if self.supervisor is not None:
+            self.supervisor.datagram(self.supervisor.heard, beat, path)
+
+    # --- Floating addresses (rule 12) -----------------------------------------------------------------
+
+    @property
+    def has_address(self) -> bool:
+        """Whether the kernel has it now."""
+        return self.world.clock.now_ns < self.address_until_ns
+
+    def claim(self) -> None:
+        """It is brought up."""
+        self.world.trace.say(self.name, "has the address")
+        self.refresh_address()
+
+    def refresh_address(self) -> None:
+        """It gets a new lifetime, and comes back if the old one was over."""
+        self.address_until_ns = self.world.clock.now_ns + _ADDRESS_LIFETIME_NS
+        if self.supervisor is not None and self.supervisor.group.record.owner != self.name:
+            raise Violation(f"{self.name} claims the address of a group that it does not own (rule 12)")
+
+    def unclaim(self) -> None:
+        """It is taken down."""
+        if self.has_address:
+            self.world.trace.say(self.name, "has the address no more")
+        self.address_until_ns = 0

@@ -1,0 +1,164 @@
+"""The world of one seed: everything that there is, and the end of the run."""
+
+from collections import Counter
+from random import Random
+
+from stortrends_ha.cluster.lease import Timing as LeaseTiming
+from stortrends_ha.cluster.view import Timing
+from stortrends_ha.record import Record
+
+from .arbiter import Arbiter
+from .chaos import Chaos
+from .checks import Checks
+from .clients import Client
+from .clock import MS, Clock, S
+from .history import History, Violation
+from .host import Host
+from .network import Network
+from .node_loop import NodeLoop
+from .trace import EVENTS, Trace
+
+NAMES = ("node-a", "node-b")
+_WELL_WITHIN_NS = 40 * S
+_QUIET_NS = 8 * S
+
+
+class World:
+    """Two hosts, an arbiter, clients."""
+
+    def __init__(self, seed: int, steps: int, *, keep: int = EVENTS) -> None:
+        random = self.random = Random(seed)
+        self.seed = seed
+        self.clock = Clock()
+        self.trace = Trace(self.clock, keep=keep)
+        self.count: Counter[str] = Counter()
+        self.kind = random.choice(("witness", "witness", "witness", "fencing", "manual"))
+        self._choose_sizes()
+        self.network = Network(self.clock, random)
+        self.arbiter = Arbiter(self.clock, random, self.network, self.trace)
+        self.history = History(self.blocks)
+        self.checks = Checks(self)
+        self.arbiter.granted = self._granted
+        self.first_record = Record(1, random.choice(NAMES), ())
+        self.first_record = Record(1, self.first_record.owner, (self.first_record.owner,))
+        self.hosts = [Host(self, name, 1 << number) for number, name in enumerate(NAMES)]
+        self.hosts[0].peer, self.hosts[1].peer = self.hosts[1], self.hosts[0]
+        self.loops: list[NodeLoop] = []
+        self.split_by_force = False
+        self.quiet = False
+        self.clients = [Client(self, number) for number in range(random.choice((1, 2, 3)))]
+        self.chaos = Chaos(self, steps)
+
+    def _choose_sizes(self) -> None:
+        random = self.random
+        self.blocks = random.choice((2, 3, 5))
+        self.paths = random.choice((1, 2, 2))
+        self.drift = random.choice((0.0, 0.001, 0.045, 0.045))
+        interval_s = random.choice((0.1, 0.2))
+        self.tick_ns = random.choice((50 * MS, 100 * MS))
+        self.ticks_per_beat = max(1, round(interval_s * S) // self.tick_ns)
+        self.lease_timing = LeaseTiming(interval_s, 1.0, random.choice((1.5, 1.6, 3.0)), 0.1)
+        self.failback = random.random() < 0.3
+        self.timing = Timing(
+            suspect_after_ns=S,
+            takeover_delay_ns=random.choice((0, 300 * MS, S)),
+            retry_ns=random.choice((200 * MS, 500 * MS)),
+            check_ns=random.choice((3 * S, 10 * S)),
+            hold_down_ns=random.choice((2 * S, 8 * S)),
+            move_timeout_ns=10 * S,
+        )
+        self.save_ns = random.choice((5 * MS, 5 * MS, 300 * MS))
+        self.flush_ns = random.choice((4 * MS, 10 * MS, 200 * MS))
+        self.copy_ns = random.choice((2 * MS, 100 * MS, 600 * MS))
+        self.think_ns = random.choice((20 * MS, 100 * MS, 600 * MS))
+
+    def end(self) -> None:
+        """Whatever came of the run."""
+        for loop in self.loops:
+            loop.end()
+
+    # --- The run --------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Raises Violation, or whatever the code under test raises."""
+        for host in self.hosts:
+            self.clock.after(self.random.randrange(S), host.boot)
+        self.chaos.begin()
+        self.clock.run_until(lambda: self.chaos.over, 1 << 62)
+        self.trace.say("world", "all faults have ended")
+        if not self.clock.run_until(self._is_well, self.clock.now_ns + _WELL_WITHIN_NS):
+            self._override()
+        self.quiet = True
+        self.clock.run_until(lambda: False, self.clock.now_ns + _QUIET_NS)
+        self.clock.run_until(self._is_well, self.clock.now_ns + _QUIET_NS)  # there may have been a failback
+        self.clock.run_until(lambda: False, self.clock.now_ns + S // 2)
+        self._check_end()
+
+    def _is_well(self) -> bool:
+        record = self.record()
+        if record is None or len(record.in_sync) != 2:
+            return False
+        for host in self.hosts:
+            of = host.supervisor
+            if of is None or of.group.record != record or host.process is None:
+                return False
+        owner = self.owner()
+        return owner.has_address and owner.process is not None and owner.process.serves
+
+    def record(self) -> Record | None:
+        """The one that counts: the arbiter's, or the newest of the two nodes'."""
+        if self.kind == "witness":
+            return self.arbiter.current
+        saved = [host.saved.record for host in self.hosts if host.saved is not None]
+        return max(saved, key=lambda record: record.epoch, default=None)
+
+    def _granted(self, record: Record, node: str) -> None:
+        self.checks.record(record)
+        self.chaos.provoked(self.hosts[NAMES.index(node)])
+
+    def owner(self) -> Host:
+        """By the arbiter's record."""
+        record = self.record() or self.first_record
+        return next(host for host in self.hosts if host.name == record.owner)
+
+    def _override(self) -> None:
+        """It is not well: right only if the one copy that counts has lost its cache, or if the
+        operator had chosen one that is half of a sync, and has not seen it through."""
+        record = self.record()
+        owner = self.owner()
+        overridden = record is not None and record.epoch in self.arbiter.forced and owner.state.needs_sync
+        held = record is not None and record.alone and (owner.state.lost_cache or overridden)
+        if not held:
+            raise Violation(f"all faults have ended {_WELL_WITHIN_NS // S} s ago, and not all is well: {self.state()}")
+        self.count["held for the operator"] += 1
+        self.trace.say("world", f"the operator overrides on {owner.name}")
+        if owner.supervisor is not None:
+            owner.supervisor.force()
+        if not self.clock.run_until(self._is_well, self.clock.now_ns + _WELL_WITHIN_NS):
+            raise Violation(f"the operator's override has not helped: {self.state()}")
+
+    def _check_end(self) -> None:
+        if not self._is_well():
+            raise Violation(f"all was well, and is not any more without any fault: {self.state()}")
+        ours, theirs = (host.disk.contents() for host in self.hosts)
+        if ours != theirs:
+            raise Violation(f"the replicas differ: {ours} and {theirs}")
+        owner = self.owner()
+        for block, value in enumerate(owner.disk.contents()):
+            self.history.end(self.history.begin("read", block), value, 0)
+
+    def state(self) -> str:
+        """Of everything, for people."""
+        lines = [f"{self.kind}: the record is {self.record()}"]
+        for host in self.hosts:
+            of, process = host.supervisor, host.process
+            lines.append(f"  {host.name}: {host.state}")
+            lines.append(f"    address: {host.has_address}, saved: {host.saved}")
+            if of is not None:
+                group = of.group
+                lines.append(f"    {group.phase} at {group.record}; waits for: {group.waits_for or 'nothing'}")
+                lines.append(f"    open: {group._register.open}, newest order: {group._orders._newest}")
+                lines.append(f"    {of._view()}")
+            if process is not None:
+                lines.append(f"    data process: {process.role} at {process.record}: {process._replica()}")
+        return "\n".join(lines)
