@@ -22,7 +22,7 @@ from bench.processes import require
 from bench.stalls import Stalls, table
 from stortrends_ha.cli import client
 from stortrends_ha.errors import StorTrendsError
-from tests.failures.clients import Load, raw_client
+from tests.failures.clients import Clients, Load, raw_client
 from tests.failures.cluster import GROUP, Cluster, Node
 
 PROGRAMS = ("ip", "nft")
@@ -123,9 +123,10 @@ def _measure(cluster: Cluster, events: int) -> list[Stalls]:
 
 
 def _settle(cluster: Cluster, load: Load) -> None:
-    """Everything runs and is in sync, and the client works."""
+    """Everything runs and is in sync, the client works, and both nodes have heard of it."""
     cluster.repair()
     load.wait_answers(1000)
+    Clients(cluster, [load]).wait_known()
 
 
 def _happens(cluster: Cluster, load: Load, event: Event) -> float:

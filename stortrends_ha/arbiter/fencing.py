@@ -20,6 +20,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Protocol
 
 from stortrends_ha.arbiter.counted import Counted
@@ -140,7 +141,9 @@ class TwoNodes(ABC):
         if isinstance(instead, Granted):
             if (own := self._own_record(group)) != old:
                 return Refused(own)  # learnt meanwhile
-            self._granted[group] = new
+            # The peer may have saved an earlier proposal of ours before it went off: no epoch has two records.
+            fresh = self._granted[group] = replace(new, epoch=new.epoch + 1)
+            return Granted(fresh)
         return instead
 
     def _refused(self, old: Record, answer: Refused) -> Refused | Unreachable:

@@ -12,7 +12,9 @@ from stortrends_ha.record import Record
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """The record is the proposed one now, durably."""
+    """The record is the proposed one now, durably; or ``instead``, which says the same at a later epoch."""
+
+    instead: Record | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,9 @@ class Group:
         saved. Not by a node that may be serving by the old one, or that reaches for ownership itself."""
         serves = self._orders.exposed and record.owner != self._me
         taken = not serves and self.phase not in (Phase.STOPPING, Phase.STANDING) and record.epoch > self.record.epoch
-        if taken and self._saving is None:
+        if self._saving is not None:
+            taken = taken and self._saving.record == record  # else it would be waited for in vain
+        elif taken:
             self._adopt(record, f"{self._peer} proposes it")
         return taken, self._out.take()
 
@@ -239,7 +241,6 @@ class Group:
             self._wishes.drop_move()
             self._lead(view)
         elif isinstance(order, do.Lead):
-            self._orders.idle()
             self._rest(error)
 
     def _notice_replica(self, view: View) -> None:
@@ -294,6 +295,7 @@ class Group:
         if self.phase is not Phase.RESTING:
             self._say(f"not serving: {why}")
         self._to(Phase.RESTING)
+        self._orders.stop_exposed()
         self._orders.unclaim()
 
     def _step_unowned(self, view: View) -> None:
@@ -303,6 +305,7 @@ class Group:
         elif self.record.owner != self._me:
             self._follow(view)
         elif view.replica is not None and self._orders.may_order(view.now_ns):
+            self._orders.stop_exposed()
             self._consider_leading(view, view.replica)
 
     def _consider_leading(self, view: View, replica: Replica) -> None:
@@ -317,7 +320,7 @@ class Group:
             self._propose(anew, "both caches are lost: the last owner's copy wins", view)
         elif not self._alone_since:
             self._register.read(view.now_ns)
-        elif self._register.open is not None or (self.record.alone and self._old_record):
+        elif self._register.open is not None or (self.record.alone and (self._register.proposing or self._old_record)):
             self._propose(anew, "what this node proposed before may not be settled", view)
         elif self.record.alone:
             self._lead(view)
@@ -371,8 +374,20 @@ class Group:
         elif judge.owner_is_back(view) and not self._register.proposing:
             self._say(f"following again, as {self._peer} is back and nothing was proposed")
             self._follow(view)
+        elif not self._is_fit(view):
+            self._stand_unfit(view)
         else:
             self._propose(self.record.owned_alone(self._me), "it has stopped listening to the old owner", view)
+
+    def _is_fit(self, view: View) -> bool:
+        return view.replica is not None and not self._obstacle(view.replica)
+
+    def _stand_unfit(self, view: View) -> None:
+        """The copy has failed, or its data process has ended, since it stopped listening: propose it no more."""
+        if self._register.proposing:
+            self._register.read(view.now_ns)  # what was asked may have been granted
+        elif view.replica is not None:
+            self._follow(view)
 
     def _force(self, view: View) -> None:
         new = self.record.owned_alone(self._me)
@@ -386,8 +401,7 @@ class Group:
     def _step_leading(self, view: View) -> None:
         replica = view.replica
         assert replica is not None  # _notice_replica
-        if replica.failure and judge.peer_can_own(self.record, self._peer, view):
-            self._orders.idle()
+        if replica.failure and not self.record.alone:  # the peer takes over, now or when it is back
             self._rest(f"its disk failed: {replica.failure}")
             return
         if self._orders.missing and self._orders.may_order(view.now_ns):
@@ -470,6 +484,8 @@ class Group:
             return
         if judge.peer_can_own(self.record, self._peer, view):
             self._propose(self.record.handed_to(self._peer), f"{self._me} has stopped", view)
+        elif not self._is_fit(view):
+            self._register.read(view.now_ns)  # the last good copy may be the peer's
         else:
             self._propose(self.record.owned_alone(self._me), f"{self._peer} cannot own it any more", view)
 

@@ -54,8 +54,6 @@ def reason_to_go_alone(record: Record, peer_name: str, view: View, timing: Timin
     replica = view.replica
     if replica is not None and replica.peer_unfit and replica.epoch == record.epoch:
         return replica.peer_unfit
-    if view.peer_stopping and replica is not None and not replica.session:
-        return f"{peer_name} is being stopped"
     if view.alive and absent_ns >= timing.suspect_after_ns:
         return f"there has been no link to {peer_name} for {absent_ns / 1e9:.1f} s"
     return ""
@@ -80,7 +78,8 @@ def may_join(record: Record, view: View) -> bool:
     if replica is None or peer is None:
         return False
     complete = replica.joinable and replica.epoch == record.epoch
-    return complete and view.alive and peer.promise and view.now_ns < view.lease_until_ns
+    stays = view.alive and not view.peer_stopping
+    return complete and stays and peer.promise and view.now_ns < view.lease_until_ns
 
 
 def peer_can_own(record: Record, peer_name: str, view: View) -> bool:

@@ -56,6 +56,11 @@ class Orders:
         """Stop listening and serving."""
         self._give(do.Idle(self._outbox.count()))
 
+    def stop_exposed(self) -> None:
+        """Whatever the data process does, it must not serve: unless it is stopping already."""
+        if self.exposed and not isinstance(self._newest, do.Idle):
+            self.idle()
+
     def release(self) -> None:
         """Stop for a handover."""
         self._give(do.Release(self._outbox.count()))

@@ -146,8 +146,9 @@ class Register:
         match answer:
             case Unreachable(why, asked):
                 return self._unreachable(new if new != record else None, why, asked, now_ns)
-            case Granted():
-                return Agreed() if new is None or new == record else Newer(new, "the arbiter granted it")
+            case Granted(instead):
+                granted = instead or new
+                return Agreed() if granted in (None, record) else Newer(granted, "the arbiter granted it")
             case Refused(None) | Known(None):
                 self._wait(_EMPTY, now_ns)
                 self.open = None if new else self.open

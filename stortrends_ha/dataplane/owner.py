@@ -152,6 +152,8 @@ class Owner:
             raise ReleaseError(self._replica.failure or "the lease has run out")
         self.released = True
         self._set_gate()
+        if self._link is not None:
+            self._link.tell_clients()
         self._disconnect("the group is handed over")
         self._replica.end_to_lead()
 

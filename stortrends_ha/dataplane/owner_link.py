@@ -167,6 +167,11 @@ class OwnerLink:
             self._send_clients()
             self._next_clients = self._loop.call_later(CLIENTS_S, self._clients_again)
 
+    def tell_clients(self) -> None:
+        """Tell it now: the session is about to end, and the secondary to serve them."""
+        if self._link is not None:
+            self._send_clients()
+
     def _clients_again(self) -> None:
         self._next_clients = None
         if self._link is not None and self._endpoints() != self._clients_told:

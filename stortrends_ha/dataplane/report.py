@@ -16,7 +16,7 @@ from .replica import Replica
 STATUS_S = 1.0
 _LOOK_S = 0.1  # how often to look for what nobody tells: words, clients
 Status = dict[str, Any]
-_KEYS = ("role", "epoch", "session", "joinable", "peer_unfit", "fit", "serving", "state", "why", "clients")
+_KEYS = ("role", "epoch", "session", "joinable", "peer_unfit", "fit", "serving", "state", "why", "endpoints")
 
 
 def base(replica: Replica, record: Record | None) -> Status:

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 STEP_S = 0.05
 SAVE_AGAIN_S = 1.0
-KEEP_CLIENTS_S = 0.5
+KEEP_CLIENTS_S = 0.1
 # A wish to move a group, or an override, that nothing came of is forgotten after this.
 WISH_S = 30.0
 _S_NS = 1_000_000_000

@@ -19,7 +19,7 @@ from typing import Any
 from harness import PATIENCE_S, program_environment, wait_for
 
 from .blocks import BLOCK_BYTES
-from .cluster import FAILOVER_S, GROUP, VOLUME_BYTES, Cluster
+from .cluster import FAILOVER_S, GROUP, NBD_PORT, VOLUME_BYTES, Cluster
 from .network import Machine
 
 # Each of the clients has a part of this size.
@@ -100,7 +100,8 @@ class Load:
 class Clients:
     """All clients of a test."""
 
-    def __init__(self, loads: Sequence[Load]) -> None:
+    def __init__(self, cluster: Cluster, loads: Sequence[Load]) -> None:
+        self._cluster = cluster
         self.loads = loads
 
     def wait_answers(self, within_s: float = FAILOVER_S) -> None:
@@ -114,6 +115,17 @@ class Clients:
     def assert_no_errors(self) -> None:
         errors = {name: report.errors for name, report in self.reports().items() if report.errors}
         assert not errors, errors
+
+    def wait_known(self) -> "Clients":
+        """Both nodes know them, to tell them to reconnect when they hear nothing of their owner, not even its end."""
+
+        def known() -> bool:
+            connected = self._cluster.client.connections(NBD_PORT)
+            every = [node.known_clients() for node in self._cluster.nodes.values()]
+            return len(connected) == len(self.loads) and every == [connected] * 2
+
+        wait_for("both nodes know all clients", known)
+        return self
 
     @contextmanager
     def event(self, within_s: float = FAILOVER_S) -> Iterator[dict[str, float]]:
@@ -198,7 +210,7 @@ def under_load(cluster: Cluster, *, compare: bool = True) -> Iterator[Clients]:
         for load in loads:
             stack.callback(load.close)
         loads.append(stack.enter_context(qemu_client(cluster, part=1)))
-        clients = Clients(loads)
+        clients = Clients(cluster, loads)
         clients.wait_answers()
         yield clients
         clients.finish()

@@ -149,6 +149,13 @@ class Node(Daemon):
 
     # --- What happens to it ---
 
+    def known_clients(self, group: str = GROUP) -> set[int]:
+        """The ports of the clients that it would tell to reconnect, as it keeps them."""
+        try:
+            return {port for _, port, _, _ in json.loads((self.state_dir / "records" / f"{group}.clients").read_text())}
+        except (OSError, ValueError):
+            return set()
+
     def data_pid(self, group: str = GROUP) -> int:
         pid: int = self.wait("has a data process", lambda of: of["pid"], group)["pid"]
         return pid

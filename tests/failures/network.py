@@ -25,6 +25,7 @@ FLOATING = f"{_LAN_NET}.21"
 NODES = ("node-a", "node-b")
 # Host -> the last number of its addresses.
 _HOSTS = {"client": 1, "node-a": 11, "node-b": 12, "witness": 31}
+_ESTABLISHED = "01"  # in /proc/net/tcp, proc(5)
 _numbers = itertools.count()
 
 
@@ -108,6 +109,16 @@ class Machine:
         """The MAC address that it has in mind for a neighbour; empty if none."""
         entries = json.loads(self.ip("-j", "neighbour", "show", "to", ip, "dev", LAN) or "[]")
         return next((entry.get("lladdr", "") for entry in entries), "")
+
+    def connections(self, to_port: int) -> set[int]:
+        """The own ports of the TCP connections that it has to this port of others."""
+        lines = _run("ip", "netns", "exec", self.namespace, "cat", "/proc/net/tcp").splitlines()[1:]
+        found = [line.split()[1:4] for line in lines]
+        return {
+            int(own.rpartition(":")[2], 16)
+            for own, other, state in found
+            if state == _ESTABLISHED and int(other.rpartition(":")[2], 16) == to_port
+        }
 
     # --- What happens to it ---
 

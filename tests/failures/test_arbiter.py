@@ -214,7 +214,7 @@ class TestFencing:
     def test_the_owner_loses_power(self, fenced: Cluster) -> None:
         owner, secondary = fenced.pair()
         with under_load(fenced) as clients:
-            with clients.event():
+            with clients.wait_known().event():
                 owner.power_off()
             assert fenced.owner() is secondary
             with clients.event():
@@ -224,7 +224,7 @@ class TestFencing:
         """One shoots the other, which is really off then; it does not shoot back when it returns."""
         owner, secondary = fenced.pair()
         with under_load(fenced) as clients:
-            with clients.event():
+            with clients.wait_known().event():
                 fenced.cut(owner, secondary)
             winner = fenced.owner()
             loser = fenced.peer_of(winner)
@@ -238,10 +238,11 @@ def test_nobody_decides_by_itself_with_the_manual_arbiter(make_cluster: MakeClus
     cluster = make_cluster(arbiter={"kind": "manual"}).start()
     owner, secondary = cluster.pair()
     with under_load(cluster) as clients:
-        with clients.event():
+        with clients.wait_known().event():
             cluster.move(to=secondary)
         with clients.event():
             cluster.wait_in_sync()
+            clients.wait_known()
             cluster.move(to=owner)
         with clients.event():
             owner.kill()

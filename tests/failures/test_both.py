@@ -17,7 +17,7 @@ def test_both_lose_power_and_return(cluster: Cluster) -> None:
     """Row 10: the last owner's copy wins."""
     owner, secondary = cluster.pair()
     with under_load(cluster) as clients:
-        with clients.event():
+        with clients.wait_known().event():
             secondary.power_off()
             owner.power_off()
             owner.power_on()
@@ -33,7 +33,7 @@ def test_both_lose_power_and_the_last_owner_which_was_alone_returns(cluster: Clu
         with clients.event():
             secondary.power_off()
         owner.wait("had time to flush", lambda of: of["fit"]["settled_epoch"] == of["epoch"])
-        with clients.event():
+        with clients.wait_known().event():
             owner.power_off()
             owner.power_on()
         assert cluster.owner() is owner
@@ -81,7 +81,7 @@ def test_the_operator_overrides(make_cluster: Callable[..., Cluster]) -> None:
     cluster = make_cluster().start()
     owner, secondary = cluster.pair()
     with under_load(cluster, compare=False) as clients:
-        with clients.event():
+        with clients.wait_known().event():
             secondary.power_off()
             owner.power_off()
             secondary.power_on()

@@ -12,7 +12,7 @@ def test_several_planned_moves_in_a_row(cluster: Cluster) -> None:
     with under_load(cluster) as clients:
         for _ in range(4):
             owner, secondary = cluster.pair()
-            with clients.event():
+            with clients.wait_known().event():
                 cluster.move(to=secondary)
             assert cluster.owner() is secondary
             assert cluster.client.neighbour(FLOATING) == secondary.machine.mac
@@ -24,12 +24,13 @@ def test_several_planned_moves_in_a_row(cluster: Cluster) -> None:
 def test_drain_and_undrain(cluster: Cluster) -> None:
     owner, secondary = cluster.pair()
     with under_load(cluster) as clients:
-        with clients.event():
+        with clients.wait_known().event():
             cluster.command("drain", owner.name)
         assert cluster.owner() is secondary
         with clients.event():
             cluster.command("undrain", owner.name)
             cluster.wait_in_sync()
+            clients.wait_known()
             cluster.move(to=owner)
         assert cluster.owner() is owner
 
@@ -38,7 +39,7 @@ def test_the_owner_is_stopped_in_order(cluster: Cluster) -> None:
     """As by an upgrade: it hands over, and nothing has to be compared when it is back."""
     owner, secondary = cluster.pair()
     with under_load(cluster) as clients:
-        with clients.event():
+        with clients.wait_known().event():
             owner.terminate()
         assert cluster.owner() is secondary
         with clients.event():

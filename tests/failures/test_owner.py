@@ -49,7 +49,7 @@ def test_its_host_loses_power(cluster: Cluster) -> None:
     """Row 2: not even the end of a connection is heard of it."""
     owner, secondary = cluster.pair()
     with under_load(cluster) as clients:
-        with clients.event():
+        with clients.wait_known().event():
             owner.power_off()
         assert_is_at(cluster, secondary)
         with clients.event():
@@ -80,7 +80,7 @@ def test_it_is_cut_from_everything(cluster: Cluster, way: str) -> None:
     """Row 7: it lives, but it neither answers nor keeps the address."""
     owner, secondary = cluster.pair()
     with under_load(cluster) as clients:
-        with clients.event():
+        with clients.wait_known().event():
             if way == "packets are dropped":
                 owner.machine.isolate()
             else:
@@ -98,7 +98,7 @@ def test_clients_do_not_reach_it_and_the_operator_moves_the_group(cluster: Clust
     """By itself nothing moves, as the nodes and the witness see each other."""
     owner, secondary = cluster.pair()
     with under_load(cluster) as clients:
-        with clients.event():
+        with clients.wait_known().event():
             owner.machine.drop([cluster.client.lan_ip])
             cluster.move(to=secondary)
         assert_is_at(cluster, secondary)
@@ -175,7 +175,7 @@ def test_it_is_stopped_and_continues_after_the_takeover(cluster: Cluster, who: s
     family = owner.family()
     with under_load(cluster) as clients, old_client(cluster, owner) as old:
         old.write(1)
-        with clients.event():
+        with clients.wait_known().event():
             owner.signal(signal.SIGSTOP, family if who == "all" else family[:1])
         secondary.wait_serving()
         with old_client(cluster, secondary) as new:

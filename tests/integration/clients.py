@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -107,9 +108,17 @@ class Load:
             env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/tmp",
         )  # fmt: skip
 
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while self.running and len(self._jobs()) < jobs and time.monotonic() < deadline_s:
+            time.sleep(0.01)  # a signal before it has made its jobs would simply end it
+
     @property
     def running(self) -> bool:
         return self._process.poll() is None
+
+    def _jobs(self) -> list[str]:
+        pid = self._process.pid
+        return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
     def finish(self) -> Sequence[dict[str, Any]]:
         """Let it finish what it has under way."""
@@ -123,7 +132,7 @@ class Load:
         jobs: list[str] = []
         if self.running:
             self._process.send_signal(signal.SIGSTOP)
-            jobs = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+            jobs = self._jobs()
         for pid in jobs:
             os.kill(int(pid), signal.SIGKILL)
         self._process.kill()

@@ -35,11 +35,13 @@ class Checks:
     def alone_since(self, record: Record) -> int:
         """The epoch since which its owner has owned alone, without a break."""
         since = record.epoch
-        while since - 1 in self._records:
-            earlier = self._records[since - 1]
+        for epoch in sorted(self._records, reverse=True):
+            earlier = self._records[epoch]
+            if epoch >= since:
+                continue
             if earlier.owner != record.owner or not earlier.alone:
                 break
-            since -= 1
+            since = epoch
         return since
 
     def answers(self, host: "Host") -> None:

@@ -289,6 +289,9 @@ class Supervisor(Actor):
             return
         self._world.trace.say(self.name, "its data process has ended")
         self.process = self._pipe = self._replica = None
+        if self.stopping and not self._stop_by_ns:  # it has been told to stop; it may have been killed before it did
+            self._end()
+            return
         self.after(self._random.randrange(20 * MS, 700 * MS), self._start_process)
         self.work(self.group.step(self._view()))
 

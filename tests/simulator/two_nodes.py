@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from .host import Host
     from .supervisor import Supervisor
 
-# The peer may have saved another record of that epoch, which was proposed before, and may be off before it says so.
-FRESH_EPOCHS = True
 _AGENT = FenceAgent("fence_simulated", {})
 
 
@@ -67,13 +65,6 @@ class _Fencing(FencingArbiter):
 
     host: "Host"
     loop: Any
-
-    async def _propose(self, group: str, old: Record, new: Record) -> Granted | Refused | Unreachable:
-        answer = await super()._propose(group, old, new)
-        if not FRESH_EPOCHS or not isinstance(answer, Granted) or self._granted.get(group) != new:
-            return answer
-        fresh = self._granted[group] = Record(new.epoch + 1, new.owner, new.in_sync)
-        return Refused(fresh)
 
     async def _fence(self) -> None:
         world, peer = self.host.world, self.host.peer

@@ -90,8 +90,11 @@ class World:
             self._override()
         self.quiet = True
         self.clock.run_until(lambda: False, self.clock.now_ns + _QUIET_NS)
-        self.clock.run_until(self._is_well, self.clock.now_ns + _QUIET_NS)  # there may have been a failback
-        self.clock.run_until(lambda: False, self.clock.now_ns + S // 2)
+        for _ in range(2):  # there may be a failback
+            self.clock.run_until(self._is_well, self.clock.now_ns + _QUIET_NS)
+            self.clock.run_until(lambda: False, self.clock.now_ns + S)
+            if self._is_well():
+                break
         self._check_end()
 
     def _is_well(self) -> bool:

@@ -412,6 +412,54 @@ def test_an_owner_whose_disk_fails_stops_and_its_peer_takes_over() -> None:
     assert machine.group.unfit(machine.view.replica).startswith("its disk failed")
 
 
+def test_an_owner_whose_disk_fails_while_its_peer_is_away_leaves_it_in_sync() -> None:
+    machine = leading(mirrored())
+    machine.peer_is_silent()
+    machine.replica_is(failure="vm-a: Input/output error", session=False)
+    machine.step()
+    assert machine.group.phase is Phase.RESTING
+    for _ in range(10):
+        machine.passes(S)
+        assert not [effect for effect in machine.step() if isinstance(effect, do.Propose)]
+
+
+def test_an_owner_whose_disk_fails_in_a_release_is_stopped_and_says_so() -> None:
+    machine = leading(mirrored())
+    machine.peer_is(wants=True)
+    release = releasing(machine)
+    machine.replica_is(failure="vm-a: Input/output error")
+    idle = next(effect for effect in machine.done(release, "the disk failed") if isinstance(effect, do.Idle))
+    assert machine.group.leading
+    machine.done(idle)
+    assert not machine.group.leading
+    assert machine.group.phase is Phase.RESTING
+
+
+@pytest.mark.parametrize("how", ["its disk fails", "its data process ends"])
+def test_a_copy_that_fails_after_it_has_stopped_listening_is_not_proposed(how: str) -> None:
+    machine = following(mirrored(owner=B))
+    machine.peer_is_silent()
+    propose = only(machine.done(only(machine.step(), do.Idle)), do.Propose)
+    machine.answered(propose, UNKNOWN)
+    machine.passes(300 * MS)
+    if how == "its disk fails":
+        machine.replica_is(failure="vm-a: Input/output error", lost_cache=True)
+    else:
+        machine.now(replica=None)
+    only(machine.step(), do.Read)
+
+
+def test_a_data_process_that_ends_while_its_peer_is_being_added_does_not_lead_before_that_is_settled() -> None:
+    machine = leading(alone())
+    machine.replica_is(joinable=True)
+    only(machine.step(), do.Propose)
+    replica = machine.view.replica
+    machine.now(replica=None)
+    machine.step()
+    machine.now(replica=replica)
+    assert not [effect for effect in machine.step() if isinstance(effect, do.Lead)]
+
+
 def test_an_owner_whose_data_process_ends_leaves_the_group_to_its_peer() -> None:
     machine = leading(mirrored())
     machine.now(replica=None)
