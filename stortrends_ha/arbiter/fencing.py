@@ -235,13 +235,13 @@ class FencingArbiter(TwoNodes):
         self._fencing = asyncio.Lock()
         self._off_ns = 0  # when the peer was confirmed off; 0: never
         self._counted = Counted(log)
-        self._unanswered_since_ns: dict[str, int] = {}
+        self._unanswered: dict[str, tuple[int, int]] = {}  # when a question was not answered: first and last, in a row
 
     async def propose(self, group: str, old: Record, new: Record) -> Granted | Refused | Unreachable:
         """See ``Arbiter``. Takes as long as the fence agent, at most the configured time and a second."""
         answer = await super().propose(group, old, new)
         if not isinstance(answer, Unreachable):
-            self._unanswered_since_ns.pop(group, None)
+            self._unanswered.pop(group, None)
         return answer
 
     @property
@@ -268,8 +268,12 @@ class FencingArbiter(TwoNodes):
         name = self._peer.name
         if not self._peer.seen():
             return f"{name} is not fenced, as it has not been seen since this machine booted"
-        since_ns = self._unanswered_since_ns.setdefault(group, self._now_ns())
-        if self._peer.alive() and self._now_ns() - since_ns < self._unanswered_ns:
+        now_ns = self._now_ns()
+        since_ns, last_ns = self._unanswered.get(group, (now_ns, now_ns))
+        if now_ns - last_ns > self._unanswered_ns:  # long ago, and of another trouble
+            since_ns = now_ns
+        self._unanswered[group] = since_ns, now_ns
+        if self._peer.alive() and now_ns - since_ns < self._unanswered_ns:
             return f"{name} is alive, and fenced only when it does not answer for {self._unanswered_ns / NS_PER_S:g} s"
         return ""
 

@@ -58,7 +58,8 @@ class Group:
         self._well_ns = 0  # since when all has been well
         self._locked = False  # the data process has said joinable: it must be told what came of it
         self._granted_in_spite = False  # of a lost cache: the record says that this copy counts
-        self._forced = False  # ... because the operator overrides
+        self._forcing: Record | None = None  # asked for by the operator, whatever may be lost (rule 11)
+        self._release_again_ns = 0  # after a release that failed
         self._kept_clients = False  # over a handover, until the peer serves
 
     # --- What others see ----------------------------------------------------------------------
@@ -97,6 +98,11 @@ class Group:
 
     def _obstacle(self, replica: Replica) -> str:
         return judge.obstacle(self.record, self._alone_since, self._me, replica, in_spite=self._granted_in_spite)
+
+    @property
+    def _forced(self) -> bool:
+        """Whether this very record is what the operator asked for: never one that was granted later, for another reason."""
+        return self.record == self._forcing
 
     def may_hold_addresses(self, view: View) -> bool:
         """Rule 12; an owner without a lease may be cut off, and somebody else may own (row 7)."""
@@ -156,7 +162,7 @@ class Group:
         if order is not None and error:
             self._order_failed(order, error, view)
         elif order is not None:
-            self._order_done(order)
+            self._order_done(order, view)
         return self.step(view)
 
     def arbiter_said(self, number: int, answer: Answer, view: View) -> list[do.Effect]:
@@ -190,15 +196,15 @@ class Group:
         """The saved record is a new one: take the role that it gives."""
         self._session_ns = self._well_ns = view.now_ns
         self._locked = False
+        self._wishes.drop_force()  # granted, or of a record that is no more: the operator has to look again
         if self.record.owner != self._me:
-            self._granted_in_spite = self._forced = False
+            self._granted_in_spite = False
             self._serve_from_ns = None
             self._follow(view)
             return
         if before.owner != self._me:
             self._serve_from_ns = None
             self._wishes.drop_move()
-        self._wishes.drop_force()  # granted, or not needed any more
         self._lead(view)
 
     def _after_old_lease(self, view: View) -> int:
@@ -224,19 +230,21 @@ class Group:
 
     # --- The data process ---------------------------------------------------------------------
 
-    def _order_done(self, order: Order) -> None:
+    def _order_done(self, order: Order, view: View) -> None:
         if isinstance(order, do.Lead):
-            self._granted_in_spite = self._forced = False  # what the copy loses from here on is lost anew
+            self._granted_in_spite, self._forcing = False, None  # what the copy loses from here on is lost anew
         elif isinstance(order, do.Idle) and self.phase is Phase.STOPPING:
             self._to(Phase.STANDING)
         elif isinstance(order, do.Release) and self.phase is Phase.RELEASING:
             self._kept_clients = True
+            self._wishes.begin_once("handover", view.now_ns)
             self._orders.unclaim()
             self._to(Phase.HANDING)
 
     def _order_failed(self, order: Order, error: str, view: View) -> None:
         self._say(f"its data process could not {type(order).__name__.lower()}: {error}")
         if isinstance(order, do.Release):
+            self._release_again_ns = view.now_ns + self._timing.check_ns  # clients are served in between
             self._well_ns = view.now_ns
             self._wishes.drop_move()
             self._lead(view)
@@ -371,9 +379,9 @@ class Group:
             self._force(view)
         elif self.record.owner == self._me:  # an override that nobody answered
             self._rest("the override was not granted")
-        elif judge.owner_is_back(view) and not self._register.proposing:
-            self._say(f"following again, as {self._peer} is back and nothing was proposed")
-            self._follow(view)
+        elif judge.owner_is_back(self.record, view) and not self._register.asking:
+            self._say(f"following again, as {self._peer} is back")
+            self._follow(view)  # if the takeover was granted after all, the owner learns it, stops and says so
         elif not self._is_fit(view):
             self._stand_unfit(view)
         else:
@@ -384,16 +392,14 @@ class Group:
 
     def _stand_unfit(self, view: View) -> None:
         """The copy has failed, or its data process has ended, since it stopped listening: propose it no more."""
-        if self._register.proposing:
-            self._register.read(view.now_ns)  # what was asked may have been granted
-        elif view.replica is not None:
+        if view.replica is not None and not self._register.asking:
             self._follow(view)
 
     def _force(self, view: View) -> None:
         new = self.record.owned_alone(self._me)
         if self._register.force(new, view.now_ns):
             self._say(f"overriding by the operator's will: {new}; acknowledged writes may be lost")
-            self._forced = self._granted_in_spite = True
+            self._forcing = new
             self._wishes.begin("override", view.now_ns)
 
     # --- The owner ----------------------------------------------------------------------------
@@ -445,7 +451,7 @@ class Group:
             self._say(f"handing over to {self._peer}: {why}")
             self._to(Phase.RELEASING)
             self._wishes.drop_move()
-            self._wishes.begin("handover", view.now_ns)
+            self._wishes.begun_no_more()
             self._orders.release()
 
     def _step_alone(self, view: View, replica: Replica) -> None:
@@ -465,6 +471,8 @@ class Group:
         if not can or view.peer is None:
             self._well_ns = view.now_ns
             return ""
+        if view.now_ns < self._release_again_ns:
+            return ""
         if view.stopping:
             return f"{self._me} is being stopped"
         if view.draining and not view.peer_draining:
@@ -477,7 +485,9 @@ class Group:
         return ""
 
     def _step_releasing(self, view: View) -> None:
-        """Waits for ``done``."""
+        """Waits for ``done``. Clients are served while most is being flushed, then they are held."""
+        if view.replica is not None and not view.replica.serving:
+            self._wishes.begin_once("handover", view.now_ns)
 
     def _step_handing(self, view: View) -> None:
         if self._orders.unclaiming:
@@ -504,7 +514,7 @@ class Group:
 
     def _watch_handover(self, view: View) -> None:
         """The peer may be handing over to this node: clients are held since it began."""
-        if view.peer and view.peer.releasing:
+        if view.peer and view.peer.releasing and not view.peer.serving:
             self._wishes.begin_once("handover", view.now_ns)
         elif view.peer and view.peer.leading and not self._kept_clients:
             self._wishes.begun_no_more()

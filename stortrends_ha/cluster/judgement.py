@@ -14,6 +14,8 @@ def obstacle(record: Record, alone_since: int, me: str, replica: Replica, *, in_
         return f"{record.owner} alone has every acknowledged write"
     if replica.failure:
         return f"its disk failed: {replica.failure}"
+    if record.epoch > 1 and not replica.has_data:
+        return "it has no data of the group: its disk was replaced, or its state is lost"
     if replica.needs_sync:
         return "a sync of its copy did not end"
     settled = record.alone and replica.settled_epoch >= alone_since
@@ -67,9 +69,9 @@ def may_override(view: View) -> bool:
     return view.suspected
 
 
-def owner_is_back(view: View) -> bool:
-    """Whether the peer is heard, and serves."""
-    return view.alive and view.peer is not None and view.peer.leading
+def owner_is_back(record: Record, view: View) -> bool:
+    """Whether the owner that was missed is heard, has this very record still, and can serve by it."""
+    return view.alive and view.peer is not None and view.peer.record == record and not view.peer.unfit
 
 
 def may_join(record: Record, view: View) -> bool:

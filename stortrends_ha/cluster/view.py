@@ -19,6 +19,7 @@ class Replica:
     lost_cache: bool  # its host restarted, or a flush failed: writes that were only cached may be missing
     needs_sync: bool  # a sync of it began and did not end
     settled_epoch: int  # the epoch alone at which all that was cached had become stable
+    has_data: bool = True  # it has a lineage: it was served or synced once
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,8 @@ from .report import Status, base
 log = logging.getLogger(__name__)
 
 DRAIN_S = 5.0  # how long a release or an orderly stop waits for unanswered requests
+FLUSH_AHEAD_S = 20.0  # how long a release flushes before that, while clients are served
+_LOOK_S = 0.05
 
 
 class Owner:
@@ -118,6 +120,7 @@ class Owner:
     def lead(self, record: Record, not_before_ns: int) -> None:
         """Go on by the next record, or by the same one: after a release, or after ``joinable`` was told (see there)."""
         self.gate.not_before_ns = not_before_ns
+        self.gate.until_ns = 0  # until the end of this: nothing leaves by the rules of two records
         if record != self.record or self._primary.held:
             self._disconnect(f"the record has changed: {record}" if record != self.record else "it is opened anew")
             self.record = record
@@ -137,17 +140,20 @@ class Owner:
         """Stop for a handover. Raises ReleaseError if that is not possible now, StorageError."""
         if self.released:
             return
-        self._releasing = True
-        self._server.stop_listening()
-        drained = asyncio.Event()
-        self._primary.drain(drained.set)
+        if self.record.alone or not self._primary.connected:
+            raise ReleaseError(f"there is no secondary in sync to hand {self._replica.group.name} over to")
+        flushed, drained = asyncio.Event(), asyncio.Event()
         try:
-            if self.record.alone or not self._primary.connected:
-                raise ReleaseError(f"there is no secondary in sync to hand {self._replica.group.name} over to")
-            async with asyncio.timeout(DRAIN_S):
-                await drained.wait()
+            # While clients go on: a page cache full of changes may need long, and what is left after it is little.
+            self._primary.flush_all(flushed.set)
+            await self._wait_in_session(flushed, FLUSH_AHEAD_S)
+            self._releasing = True
+            self._changed()
+            self._server.stop_listening()
+            self._primary.drain(drained.set)
+            await self._wait_in_session(drained, DRAIN_S)
         except TimeoutError:
-            raise ReleaseError(f"what is under way could not be finished within {DRAIN_S:g} s") from None
+            raise ReleaseError("what is under way, or cached, could not be made stable in time") from None
         if self._replica.failure or not self.gate.open_at(now_ns()):
             raise ReleaseError(self._replica.failure or "the lease has run out")
         self.released = True
@@ -156,6 +162,15 @@ class Owner:
             self._link.tell_clients()
         self._disconnect("the group is handed over")
         self._replica.end_to_lead()
+
+    async def _wait_in_session(self, event: asyncio.Event, at_most_s: float) -> None:
+        """Raises TimeoutError; ReleaseError when the session ends, as what is waited for does not come then."""
+        async with asyncio.timeout(at_most_s):
+            while not event.is_set():
+                if not self._primary.connected:
+                    raise ReleaseError("the link broke")
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(event.wait(), _LOOK_S)
 
     def lease(self, until_ns: int) -> None:
         """Rule 5: the peer does not take over before that."""

@@ -113,6 +113,17 @@ class Child:
         if self._process:
             self._process.send(command)
 
+    @property
+    def silent_s(self) -> float:
+        """How long the data process that runs has not reported; 0 before its first report."""
+        return time.monotonic() - self._reported_s if self._status else 0.0
+
+    def kill(self, why: str) -> None:
+        """End the data process at once; it is started again."""
+        if self._process and not self._failure:
+            self._failure = why
+            self._process.kill()
+
     def stop(self) -> None:
         """End the data process in an orderly way; `run` then returns."""
         self._stopping.set()

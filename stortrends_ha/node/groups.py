@@ -37,6 +37,9 @@ from stortrends_ha.record import Record
 log = logging.getLogger(__name__)
 
 STEP_S = 0.05
+# Data processes report once a second. The ticks: a supervisor that was stopped itself first reads what has come.
+STUCK_S = 5.0
+STUCK_STEPS = 20
 SAVE_AGAIN_S = 1.0
 KEEP_CLIENTS_S = 0.1
 # A wish to move a group, or an override, that nothing came of is forgotten after this.
@@ -103,6 +106,7 @@ class GroupRunner:
         self._clients = self._kept_clients = self._endpoints  # the present owner's; as they were kept last
         self._keeping: asyncio.Task[None] | None = None
         self._addresses = asyncio.Lock()  # changes of the addresses are carried out one after the other
+        self._stuck = 0  # ticks in a row at which its data process had been silent for too long
         self._saving = asyncio.Lock()  # and so are records saved
         self._saved = asyncio.Event()
 
@@ -153,6 +157,20 @@ class GroupRunner:
     def step(self) -> None:
         """Time has passed, or a beat has come."""
         self._run(self.core.step(self.view()))
+
+    def tick(self) -> None:
+        """``STEP_S`` has passed."""
+        self._end_stuck()
+        self.step()
+
+    def _end_stuck(self) -> None:
+        """Row 14: a data process that reports no more serves nobody, but keeps the group. Its peer can have it."""
+        if self.child is None or self.child.silent_s < STUCK_S:
+            self._stuck = 0
+            return
+        self._stuck += 1
+        if self._stuck == STUCK_STEPS:
+            self.child.kill(f"its data process was killed, as it had not reported for {self.child.silent_s:.0f} s")
 
     def reported(self, status: Status) -> None:
         """The data process has said how it is."""
@@ -248,7 +266,8 @@ class GroupRunner:
         self.last_move = LastMove(kind, duration_ns / _MS_NS, now_ns())
         self.moves[kind] += 1
         owner = self.core.record.owner
-        log.warning("Group %s: %s to %s has ended after %.0f ms.", self.name, kind, owner, duration_ns / _MS_NS)
+        level = logging.INFO if kind == "handover" else logging.WARNING
+        log.log(level, "Group %s: %s to %s has ended after %.0f ms.", self.name, kind, owner, duration_ns / _MS_NS)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -358,6 +377,7 @@ def _replica(status: Status | None) -> Replica | None:
         lost_cache=fit["lost_cache"],
         needs_sync=fit["needs_sync"],
         settled_epoch=fit["settled_epoch"],
+        has_data=bool(fit["lineage"]),
     )
 
 

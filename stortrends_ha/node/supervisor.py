@@ -185,7 +185,7 @@ class Supervisor:
     async def _step_often(self) -> None:
         while True:
             for runner in self._runners.values():
-                runner.step()
+                runner.tick()
             await asyncio.sleep(STEP_S)
 
     def _may_hold(self, group: str) -> bool:

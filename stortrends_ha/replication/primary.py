@@ -208,15 +208,15 @@ class Primary(Stream):
         self._update_flow()
         self._settled()
 
+    def flush_all(self, flushed: Callable[[], None]) -> None:
+        """Make stable everything that has been taken so far, where it is in sync, and call ``flushed``."""
+        last = AllFlushed(len(self._stores), flushed)
+        for volume in range(len(self._stores)):
+            self.flush(last, volume, [])
+
     def drain(self, drained: Callable[[], None]) -> None:
-        """Take no more requests, answer what there is, make everything stable where it is in sync, call ``drained``."""
-        last = AllFlushed(len(self._stores), drained)
-
-        def idle() -> None:
-            for volume in range(len(self._stores)):
-                self.flush(last, volume, [])
-
-        self.stop_taking(idle)
+        """Take no more requests, answer what there is, flush it all, call ``drained``."""
+        self.stop_taking(lambda: self.flush_all(drained))
 
     def take_again(self) -> None:
         """The stop was called off."""

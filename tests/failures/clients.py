@@ -28,6 +28,8 @@ PART_BLOCKS = VOLUME_BYTES // BLOCK_BYTES // 4
 RAW_RATE, QEMU_RATE, LIBNBD_RATE = 500, 200, 100
 # An answer that came after an event is one of these; more, so that the queue has been answered, too.
 ANSWERS_AFTER = 40
+# Each of the clients asks several times between the first and the last of these.
+HELD_LOOKS = 6
 # QEMU repeats the requests that a lost connection left unanswered for so long: longer than anything here takes.
 QEMU_RECONNECT_S = 60
 DEBIAN_PYTHON = "/usr/bin/python3"
@@ -137,10 +139,15 @@ class Clients:
         stalls.update({name: report.stall_since(began_s) for name, report in self.reports().items()})
         self.assert_no_errors()
 
-    def are_held(self) -> bool:
-        """Whether nobody gets an answer: look after something has been seen to be held."""
-        before = {name: report.answered for name, report in self.reports().items()}
-        return before == {name: report.answered for name, report in self.reports().items()}
+    def wait_held(self) -> None:
+        """Nobody gets an answer, at so many looks: by then everybody has asked, and all that was sent has arrived."""
+        seen: list[list[int]] = []
+
+        def held() -> bool:
+            seen.append([report.answered for report in self.reports().values()])
+            return len(seen) >= HELD_LOOKS and all(of == seen[-1] for of in seen[-HELD_LOOKS:])
+
+        wait_for("clients are held", held)
 
     def finish(self) -> None:
         for load in self.loads:

@@ -41,7 +41,7 @@ class TestWitness:
                 cluster.witness.kill()
                 owner.kill()
                 secondary.wait_held("granted")
-                assert clients.are_held()
+                clients.wait_held()
                 cluster.witness.start()
             assert cluster.owner() is secondary
             with clients.event():
@@ -59,7 +59,7 @@ class TestWitness:
                 secondary.wait_held("granted")
                 owner.start()
                 owner.wait_held("was killed while it owned")
-                assert clients.are_held()
+                clients.wait_held()
                 cluster.witness.start()
             assert cluster.owner() is owner
 
@@ -72,7 +72,7 @@ class TestWitness:
                 cluster.witness.kill()
                 secondary.kill()
                 owner.wait_held("granted")
-                assert clients.are_held()
+                clients.wait_held()
                 secondary.start()
             assert cluster.owner() is owner
 
@@ -247,5 +247,5 @@ def test_nobody_decides_by_itself_with_the_manual_arbiter(make_cluster: MakeClus
         with clients.event():
             owner.kill()
             secondary.wait_held("only the operator can decide")
-            assert clients.are_held()
+            clients.wait_held()
             owner.start()

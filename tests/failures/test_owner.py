@@ -46,10 +46,12 @@ def test_its_daemon_is_killed(cluster: Cluster) -> None:
 
 
 def test_its_host_loses_power(cluster: Cluster) -> None:
-    """Row 2: not even the end of a connection is heard of it."""
+    """Row 2: not even the end of a connection is heard of it, and clients that wait for an answer send nothing."""
     owner, secondary = cluster.pair()
     with under_load(cluster) as clients:
         with clients.wait_known().event():
+            owner.signal(signal.SIGSTOP)  # it has received, and does not answer
+            clients.wait_held()
             owner.power_off()
         assert_is_at(cluster, secondary)
         with clients.event():
@@ -167,8 +169,7 @@ def old_client(cluster: Cluster, node: Node) -> Iterator[OldClient]:
         client.close()
 
 
-@pytest.mark.parametrize("who", ["all", "supervisor"])
-@pytest.mark.parametrize("for_s", [0.0, LONG_STOP_S])
+@pytest.mark.parametrize(("who", "for_s"), [("all", 0.0), ("supervisor", 0.0), ("all", LONG_STOP_S)])
 def test_it_is_stopped_and_continues_after_the_takeover(cluster: Cluster, who: str, for_s: float) -> None:
     """Row 15: whoever still asks it gets no answer, least of all an old one."""
     owner, secondary = cluster.pair()

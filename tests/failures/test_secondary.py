@@ -88,7 +88,7 @@ def test_the_link_flaps(cluster: Cluster) -> None:
     """Row 19: each time the link is back a session is opened; at last all is well."""
     owner, secondary = cluster.pair()
     with under_load(cluster) as clients:
-        for _ in range(5):
+        for _ in range(3):
             before = owner.group()["counters"]["link_sessions"]
             with clients.event():
                 secondary.kill_data_process()

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from .world import World
 
 
+_WAITS, _WAIT_NS = 30, 200 * MS
+
+
 class Chaos:
     """``steps`` things happen; then everything is mended."""
 
@@ -31,9 +34,11 @@ class Chaos:
         self._longest_ns = self._random.choice((S, 3 * S, 8 * S))
         self._spite = self._random.choice((0.0, 0.0, 0.1, 0.4))
         self._provocations = 4 * steps
+        self._patient = self._random.random() < 0.5  # the next thing happens only when all is well, for some time
+        self._waits = 0
         spiteful = [
             self._kill, self._power, self._pause, self._pause, self._doom, self._cut_beats, self._cut_link,
-            self._isolate, self._cut_nodes, self._arbiter_slow, self._kill_process,
+            self._isolate, self._cut_nodes, self._arbiter_slow, self._kill_process, self._strand,
         ]  # fmt: skip
         self._spiteful = [kind for kind in spiteful if kind in self._kinds_now]
         self._victim: Host | None = None
@@ -45,6 +50,7 @@ class Chaos:
         return [
             self._kill, self._kill_process, self._power, self._power_both, self._pause, self._doom, self._doom,
             self._cut_beats, self._cut_path, self._cut_link, self._cut_arbiter, self._isolate, self._cut_nodes,
+            self._strand, self._strand,
             self._arbiter_down, self._arbiter_slow, self._arbiter_forgets, self._bad_beats, self._disk,
             self._move, self._move, self._drain, self._stop, self._force,
         ]  # fmt: skip
@@ -54,6 +60,11 @@ class Chaos:
         self._world.clock.after(self._random.choice((0, 4 * S)), self._next)
 
     def _next(self) -> None:
+        if self._patient and self._waits < _WAITS and not self._world.is_well():
+            self._waits += 1
+            self._world.clock.after(_WAIT_NS, self._next)
+            return
+        self._waits = 0
         self._left -= 1
         if self._left < 0:
             self._end()
@@ -226,6 +237,19 @@ class Chaos:
         ]
         own = [(host.name, ARBITER, "arbiter"), (ARBITER, host.name, "arbiter")]
         self._cut(f"CUT {host.name} off", between + own)
+
+    def _strand(self) -> None:
+        """The owner does not know that it is time to stop: its clients still reach it, and nothing else does."""
+        host = self._world.owner()
+        for_ns = self._random.randrange(S, 5 * S)
+        if self._random.random() < 0.5:
+            self._world.count["strand"] += 1
+            host.pause(host.supervisor, for_ns)
+            return
+        ways = [(host.name, ARBITER, "arbiter"), (ARBITER, host.name, "arbiter")]
+        for channel in self._random.choice((("beat0", "beat1"), ("beat0", "beat1", "link"))):
+            ways += [(host.name, host.peer.name, channel), (host.peer.name, host.name, channel)]
+        self._cut(f"CUT {host.name} off but for its clients", ways)
 
     def _bad_beats(self) -> None:
         network, random = self._world.network, self._random

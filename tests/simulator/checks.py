@@ -32,23 +32,11 @@ class Checks:
         if known != record and not self._world.arbiter.forced:
             raise Violation(f"two records of one epoch: {known} and {record}")
 
-    def alone_since(self, record: Record) -> int:
-        """The epoch since which its owner has owned alone, without a break."""
-        since = record.epoch
-        for epoch in sorted(self._records, reverse=True):
-            earlier = self._records[epoch]
-            if epoch >= since:
-                continue
-            if earlier.owner != record.owner or not earlier.alone:
-                break
-            since = epoch
-        return since
-
-    def answers(self, host: "Host") -> None:
-        """Rule 5: a client is being answered; nobody else could be."""
+    def may_answer(self, host: "Host") -> None:
+        """Rule 5: a client could be answered; nobody else could answer one."""
         other = host.peer.process
         if other is not None and other.may_answer and not self._world.split_by_force:
-            raise Violation(f"{host.name} answers a client, and {host.peer.name} could answer one as well (rule 5)")
+            raise Violation(f"{host.name} may answer clients, and so may {host.peer.name} (rule 5)")
 
     def leads(self, host: "Host", command: do.Lead) -> None:
         """Rules 3 and 11: what the copy lacks that counts from now on must be allowed to be lost."""
@@ -62,8 +50,7 @@ class Checks:
             return
         if not state.lost_cache:
             return
-        settled = record.alone and state.settled_epoch >= self.alone_since(record)
-        if settled:
+        if record.alone and state.settled_epoch > host.cached_epoch:  # it had settled
             return
         if not command.clears_loss:
             raise Violation(f"{host.name} leads without its cache (rule 3)")

@@ -50,6 +50,7 @@ class Host:
         self.process: ModelProcess | None = None
         self.address_until_ns = 0
         self.disk_fails = False
+        self.cached_epoch = 0  # the newest at which its data process mirrored, so that something may be cached only
         self.peer_seen = 0  # the boot in which the peer was seen
         self._doom_in = 0
         self._doom = ""

@@ -244,6 +244,7 @@ class ModelProcess(Actor):
         if kept:
             self.after(_KEEP_NS, self._drop_kept)
         self.role, self.record = "secondary", record
+        self._host.cached_epoch = record.epoch
         self._state.boot = self._host.boots
 
     def _lead(self, command: do.Lead) -> str:
@@ -268,6 +269,8 @@ class ModelProcess(Actor):
             self._locked = False
             self._peer_unfit = ""
             self.record = record
+            if not record.alone:
+                self._host.cached_epoch = record.epoch
             if record.alone:
                 self._opened = True
                 self._unsettled = record.epoch
@@ -429,6 +432,7 @@ class ModelProcess(Actor):
             if self._wants_flush():
                 self._flush_soon()
             if self.may_answer:
+                self._world.checks.may_answer(self._host)
                 self._answer_writes()
                 self._answer_reads()
                 self._send_held_replies()
@@ -470,7 +474,6 @@ class ModelProcess(Actor):
 
     def _answer(self, connection: ClientConnection, operation: Operation, value: int, stable_on: int) -> None:
         if connection in self._connections:
-            self._world.checks.answers(self._host)
             self._world.trace.client(f"{self.name} data", f"answers {value or ''}:", operation)
             self._world.history.end(operation, value, stable_on)
             connection.answer(operation)

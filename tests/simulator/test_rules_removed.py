@@ -174,7 +174,7 @@ def claims_before_it_owns(patch: Patch) -> None:
 
 
 # What the simulator says when the rule is missing.
-_WRONG_ANSWER = r"was answered with|could answer one as well|was lost before"
+_WRONG_ANSWER = r"was answered with|may answer clients|was lost before"
 RULES: list[tuple[Callable[[Patch], None], str]] = [
     (goes_on_alone_without_asking, _WRONG_ANSWER),
     (owns_without_its_cache, r"rule 3"),

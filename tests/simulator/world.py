@@ -86,18 +86,19 @@ class World:
         self.chaos.begin()
         self.clock.run_until(lambda: self.chaos.over, 1 << 62)
         self.trace.say("world", "all faults have ended")
-        if not self.clock.run_until(self._is_well, self.clock.now_ns + _WELL_WITHIN_NS):
+        if not self.clock.run_until(self.is_well, self.clock.now_ns + _WELL_WITHIN_NS):
             self._override()
         self.quiet = True
         self.clock.run_until(lambda: False, self.clock.now_ns + _QUIET_NS)
         for _ in range(2):  # there may be a failback
-            self.clock.run_until(self._is_well, self.clock.now_ns + _QUIET_NS)
+            self.clock.run_until(self.is_well, self.clock.now_ns + _QUIET_NS)
             self.clock.run_until(lambda: False, self.clock.now_ns + S)
-            if self._is_well():
+            if self.is_well():
                 break
         self._check_end()
 
-    def _is_well(self) -> bool:
+    def is_well(self) -> bool:
+        """Whether both nodes are in sync, and the owner serves."""
         record = self.record()
         if record is None or len(record.in_sync) != 2:
             return False
@@ -137,11 +138,11 @@ class World:
         self.trace.say("world", f"the operator overrides on {owner.name}")
         if owner.supervisor is not None:
             owner.supervisor.force()
-        if not self.clock.run_until(self._is_well, self.clock.now_ns + _WELL_WITHIN_NS):
+        if not self.clock.run_until(self.is_well, self.clock.now_ns + _WELL_WITHIN_NS):
             raise Violation(f"the operator's override has not helped: {self.state()}")
 
     def _check_end(self) -> None:
-        if not self._is_well():
+        if not self.is_well():
             raise Violation(f"all was well, and is not any more without any fault: {self.state()}")
         ours, theirs = (host.disk.contents() for host in self.hosts)
         if ours != theirs:

@@ -104,6 +104,7 @@ def test_an_owner_is_given_time_to_go_on_alone_before_the_secondary_reaches_for_
         (mirrored(owner=B), {"lost_cache": True}),
         (mirrored(owner=B), {"needs_sync": True}),
         (mirrored(owner=B), {"failure": "vm-a: Input/output error"}),
+        (mirrored(owner=B), {"has_data": False}),
     ],
 )
 def test_a_copy_that_may_lack_acknowledged_writes_is_never_proposed(record: Record, replica: dict[str, object]) -> None:
@@ -146,10 +147,22 @@ def test_a_takeover_of_unknown_outcome_is_proposed_again_until_there_is_an_answe
     for _ in range(3):
         assert machine.answered(propose, UNKNOWN) == []
         machine.passes(300 * MS)
-        machine.peer_is(leading=True)  # even with the old owner back: it may have been granted
         propose = only(machine.step(), do.Propose)
         assert propose.new == alone(6)
     only(machine.answered(propose, Granted()), do.Save)
+
+
+def test_an_owner_that_is_back_is_followed_again_though_the_takeover_may_have_been_granted() -> None:
+    machine = following(mirrored(owner=B))
+    machine.peer_is_silent()
+    propose = only(machine.done(only(machine.step(), do.Idle)), do.Propose)
+    machine.answered(propose, UNKNOWN)
+    machine.passes(300 * MS)
+    machine.peer_is(leading=False, promise=False)  # it has been restarted, and waits for a promise
+    only(machine.step(), do.Follow)
+    assert machine.group.promise(machine.view)
+    machine.peer_is(alone(6), promise=True)  # it was granted: the owner has learnt it
+    only(machine.step(), do.Save)
 
 
 def test_a_new_owner_answers_at_once_when_the_old_one_says_by_the_new_record_that_it_does_not_serve() -> None:
@@ -444,9 +457,10 @@ def test_a_copy_that_fails_after_it_has_stopped_listening_is_not_proposed(how: s
     machine.passes(300 * MS)
     if how == "its disk fails":
         machine.replica_is(failure="vm-a: Input/output error", lost_cache=True)
+        only(machine.step(), do.Follow)
     else:
         machine.now(replica=None)
-    only(machine.step(), do.Read)
+        assert machine.step() == []
 
 
 def test_a_data_process_that_ends_while_its_peer_is_being_added_does_not_lead_before_that_is_settled() -> None:
@@ -498,11 +512,35 @@ def test_an_override_stops_listening_and_forces_the_record_and_takes_a_new_linea
     idle = only(machine._sorted(machine.group.force(machine.view)), do.Idle)
     force = only(machine.done(idle), do.Force)
     assert force.record == alone(6)
-    again = machine.saved(only(machine.answered(force, Refused(alone(8, B))), do.Save))  # the arbiter knew more
-    force = only(machine.done(only([e for e in again if isinstance(e, do.Idle)], do.Idle)), do.Force)
-    assert force.record == alone(9)
     lead = only(machine.saved(only(machine.answered(force, Granted()), do.Save)), do.Lead)
     assert lead.forced
+
+
+def test_an_override_of_a_record_that_is_no_more_is_dropped() -> None:
+    machine = following(mirrored(owner=B))
+    machine.peer_is_silent()
+    force = only(machine.done(only(machine._sorted(machine.group.force(machine.view)), do.Idle)), do.Force)
+    follow = only(machine.saved(only(machine.answered(force, Refused(alone(6, B))), do.Save)), do.Follow)
+    machine.done(follow)
+    for _ in range(5):
+        machine.passes(S)
+        assert all(isinstance(effect, do.Read) for effect in machine.step())
+
+
+def test_a_takeover_after_an_override_that_came_to_nothing_is_an_ordinary_one() -> None:
+    machine = following(mirrored(owner=B))
+    machine.peer_is_silent()
+    force = only(machine.done(only(machine._sorted(machine.group.force(machine.view)), do.Idle)), do.Force)
+    machine.answered(force, NOT_ASKED)
+    machine.passes(31 * S)
+    machine.peer_is(leading=True)
+    machine.step()
+    machine.peer_is_silent()
+    machine.passes(6 * S)
+    machine.replica_is(lost_cache=True)
+    for _ in range(5):
+        assert not [effect for effect in machine.step() if isinstance(effect, do.Propose | do.Lead)]
+        machine.passes(S)
 
 
 def test_an_override_lets_an_owner_go_on_alone_without_its_arbiter_and_loses_nothing() -> None:
