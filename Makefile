@@ -20,7 +20,7 @@ TEST_PROGRAMS := fio:fio nbdinfo:libnbd-bin nbdcopy:libnbd-bin nbdfuse:libnbd-bi
 	nbd-client:nbd-client qemu-img:qemu-utils qemu-io:qemu-utils qemu-storage-daemon:qemu-system-common \
 	mkfs.ext4:e2fsprogs e2fsck:e2fsprogs fusermount3:fuse3 losetup:mount unshare:util-linux setpriv:util-linux \
 	ip:iproute2 nft:nftables etcd:etcd-server etcdctl:etcd-client fence_dummy:fence-agents
-BENCH_PROGRAMS := fio:fio
+BENCH_PROGRAMS := fio:fio ip:iproute2 nft:nftables qemu-io:qemu-utils
 # The plain busybox needs libraries. A kernel is a file, and installing one adds it to the machine's boot menu.
 GUEST_PROGRAMS := qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils mkfs.ext4:e2fsprogs e2fsck:e2fsprogs cpio:cpio \
 	/var/lib/dpkg/info/busybox-static.list:busybox-static /boot/vmlinuz-*-cloud-amd64:linux-image-cloud-amd64
@@ -83,7 +83,7 @@ test: test-packages $(VENV)/.test ## Check style, types and imports, and run all
 	$(BIN)/mypy
 	$(BIN)/mypy tests/*.py tests/unit
 	$(BIN)/mypy tests/integration
-	MYPYPATH=tests/integration $(BIN)/mypy --package tests.failures --package tests.guest
+	$(BIN)/mypy --package tests.failures --package tests.guest
 	$(BIN)/mypy --package tests.simulation --package tests.simulator --package tests.rules_model
 	$(BIN)/lint-imports
 	$(BIN)/pytest $(ARGS)

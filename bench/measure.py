@@ -44,9 +44,7 @@ class _Clocks:
     def read(cls, server: Server) -> "_Clocks":
         # fio's processes have been waited for, the servers' have not: so the children's time is fio's.
         fio = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return cls(
-            time.monotonic(), cpu_seconds(server.pids), fio.ru_utime + fio.ru_stime, machine_cpu_seconds()
-        )
+        return cls(time.monotonic(), cpu_seconds(server.pids), fio.ru_utime + fio.ru_stime, machine_cpu_seconds())
 
 
 def fill(server: Server, size_mib: int) -> None:

@@ -62,9 +62,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=_positive, default=3, help="how often all is measured (%(default)s)")
     parser.add_argument("--seconds", type=_positive, default=4, help="of each measurement (%(default)s)")
-    parser.add_argument(
-        "--size-mib", type=_size_mib, default=DEMO_SIZE_MIB, help="used of images (%(default)s)"
-    )
+    parser.add_argument("--size-mib", type=_size_mib, default=DEMO_SIZE_MIB, help="used of images (%(default)s)")
     parser.add_argument(
         "--workloads", type=_workloads, default=",".join(DEFAULT_NAMES), metavar="LIST",
         help="fsync, or PATTERN-BLOCKSIZE-qdDEPTH (%(default)s)",
@@ -82,9 +80,7 @@ def _positive(text: str) -> int:
 
 def _size_mib(text: str) -> int:
     if (size_mib := _positive(text)) > DEMO_SIZE_MIB:
-        raise argparse.ArgumentTypeError(
-            f"the demo's volumes have {DEMO_SIZE_MIB} MiB, fewer than {size_mib}"
-        )
+        raise argparse.ArgumentTypeError(f"the demo's volumes have {DEMO_SIZE_MIB} MiB, fewer than {size_mib}")
     return size_mib
 
 
@@ -131,9 +127,7 @@ def _minutes(options: argparse.Namespace, servers: int) -> float:
     return float(options.rounds * len(options.workloads) * servers * (options.seconds + 1)) / 60
 
 
-def _measure_all(
-    servers: Sequence[Server], options: argparse.Namespace
-) -> tuple[list[Measurement], list[BenchError]]:
+def _measure_all(servers: Sequence[Server], options: argparse.Namespace) -> tuple[list[Measurement], list[BenchError]]:
     """What was measured and what failed: one failure does not cost the other results."""
     measurements: list[Measurement] = []
     failures: list[BenchError] = []
@@ -152,9 +146,7 @@ def _measure_all(
     return measurements, failures
 
 
-def _report(
-    measurements: Sequence[Measurement], more_notes: Sequence[str], options: argparse.Namespace
-) -> None:
+def _report(measurements: Sequence[Measurement], more_notes: Sequence[str], options: argparse.Namespace) -> None:
     rows = summarize(measurements, OURS)
     how = f"rounds: {options.rounds}, {options.seconds} s each, {options.size_mib} MiB, {os.cpu_count()} CPUs"
     now = f"{time.strftime('%Y-%m-%d %H:%M')}, Linux {os.uname().release}, {how}."

@@ -128,9 +128,7 @@ def _start_qemu_quorum(processes: Processes, images: Images) -> Server:
     return Server("qemu-quorum", f"nbd+unix:///v?socket={near}", pids)
 
 
-def _start_qemu(
-    processes: Processes, name: str, image: Path, listen: Path, node: str, blockdevs: Sequence[str]
-) -> int:
+def _start_qemu(processes: Processes, name: str, image: Path, listen: Path, node: str, blockdevs: Sequence[str]) -> int:
     return _start_with_pidfile(
         processes,
         name,
@@ -143,9 +141,7 @@ def _start_qemu(
     )  # fmt: skip
 
 
-def _start_with_pidfile(
-    processes: Processes, name: str, command: Callable[[Path], Sequence[str | Path]]
-) -> int:
+def _start_with_pidfile(processes: Processes, name: str, command: Callable[[Path], Sequence[str | Path]]) -> int:
     """Start a server that writes its pid to a file once it serves, and wait for that."""
     pidfile = processes.directory / f"{name}.pid"
     pid = processes.start(name, command(pidfile))

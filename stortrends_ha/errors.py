@@ -5,7 +5,6 @@ happened, to what (by name), and what to do. The command line prints it and exit
 that escapes is a bug and shows its traceback.
 """
 
-
 from pathlib import Path
 
 

@@ -101,7 +101,7 @@ class Group:
 
     @property
     def _forced(self) -> bool:
-        """Whether this very record is what the operator asked for: never one that was granted later, for another reason."""
+        """Whether this very record is what the operator asked for: never one granted later, for another reason."""
         return self.record == self._forcing
 
     def may_hold_addresses(self, view: View) -> bool:

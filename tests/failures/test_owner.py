@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import pytest
+from files import MIB
 from harness import wait_for
 
 from .blocks import BLOCK_BYTES
@@ -130,9 +131,9 @@ class OldClient:
     def ask_read(self) -> None:
         self._socket.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, 1, self._offset, BLOCK_BYTES))
 
-    def ask_write(self, byte: int) -> None:
-        data = bytes([byte]) * BLOCK_BYTES
-        self._socket.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 1, 2, self._offset, BLOCK_BYTES) + data)
+    def ask_write(self, byte: int, beside: int = 0) -> None:
+        data, offset = bytes([byte]) * BLOCK_BYTES, self._offset + beside
+        self._socket.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 1, 2, offset, BLOCK_BYTES) + data)
 
     def write(self, byte: int) -> None:
         self.ask_write(byte)
@@ -182,7 +183,7 @@ def test_it_is_stopped_and_continues_after_the_takeover(cluster: Cluster, who: s
         with old_client(cluster, secondary) as new:
             new.write(2)
             old.ask_read()
-            old.ask_write(3)
+            old.ask_write(3, beside=MIB)  # far away, as a read of the same place waits for it
             time.sleep(for_s)  # that is what happens, and not to wait for something
             with clients.event():
                 owner.signal(signal.SIGCONT, family[1:])  # so it has no word from its supervisor yet

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -34,6 +35,10 @@ class Said:
     code: int
     out: str
     err: str
+
+
+def _is_gone(pid: int) -> bool:
+    return not is_running(pid)
 
 
 class Terminal:
@@ -78,6 +83,9 @@ class Terminal:
             assert self.type("group", "move", group, "--to", owner).code == 0
         self.demo.wait_in_sync()
 
+    def wait_owned(self, group: str, by: str) -> None:
+        wait_for(f"{by} owns {group}", lambda: self.demo.owner(group) == by)
+
     def kill(self, node: str) -> None:
         pid, data = self.status(node)["pid"], [group["pid"] for group in self.demo.groups(node).values()]
         os.kill(pid, signal.SIGKILL)
@@ -88,7 +96,7 @@ class Terminal:
         for pid in filter(is_running, pids):
             if b"witness" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
                 os.kill(pid, signal.SIGKILL)
-                wait_for("the witness is gone", lambda pid=pid: not is_running(pid))
+                wait_for("the witness is gone", partial(_is_gone, pid))
 
     def wait_said(self, what: str, words: str, *options: str, at: str = "") -> str:
         def probe() -> str | None:
@@ -227,7 +235,7 @@ def test_a_drain_with_a_dead_peer_says_what_stays_and_it_moves_when_the_peer_is_
     assert "  It moves by itself when node-b is back and in sync.\n" in said.err
     terminal.demo.start_again(terminal.demo.nodes[B])
     for group in GROUPS:
-        wait_for(f"{group} moves", lambda group=group: terminal.demo.owner(group) == B)
+        terminal.wait_owned(group, by=B)
     assert terminal.type("undrain", A).code == 0
 
 
@@ -272,7 +280,7 @@ def test_the_override_says_what_may_be_lost_first_and_does_it_when_told_to(termi
     assert "the operator overrides who owns it" in terminal.page() or "which is not granted yet" in terminal.page()
 
     terminal.demo.start_again(terminal.demo.said["witness"])
-    wait_for("the override is granted", lambda: terminal.demo.owner("rg-a") == A)
+    terminal.wait_owned("rg-a", by=A)
     terminal.wait_said("it is said", "rg-a was given to node-a by the operator's override")
     nbdsh("h.connect_uri(uri[0]); assert h.pread(512, 0) == b'both' * 128", terminal.demo.uri("vm-a"))
 

@@ -54,9 +54,7 @@ def test_an_unknown_workload_is_named_in_the_error(name: str) -> None:
 
 
 def test_a_row_has_the_medians_of_its_rounds() -> None:
-    (only,) = summarize(
-        [measured("us", round_, iops) for round_, iops in enumerate((10.0, 90.0, 30.0))], "us"
-    )
+    (only,) = summarize([measured("us", round_, iops) for round_, iops in enumerate((10.0, 90.0, 30.0))], "us")
     assert only.iops == 30.0
     assert only.ratio is None
 
@@ -79,9 +77,7 @@ def test_a_round_that_one_server_missed_is_in_no_ratio() -> None:
 
 
 def test_a_server_without_a_common_round_has_no_ratio() -> None:
-    assert [r.ratio for r in summarize([measured("us", 1, 10.0), measured("them", 2, 10.0)], "us")] == [
-        None
-    ] * 2
+    assert [r.ratio for r in summarize([measured("us", 1, 10.0), measured("them", 2, 10.0)], "us")] == [None] * 2
 
 
 def test_our_row_is_first_in_every_workload_whoever_was_measured_first() -> None:

@@ -130,9 +130,7 @@ def test_the_peer_is_the_other_node(load_text: Load) -> None:
 
 
 def test_names_that_yaml_takes_for_other_types_stay_names(load_text: Load) -> None:
-    text = (
-        VALID.replace("node-a", "no").replace("node-b", "1").replace("rg-a", "null").replace("vm-a", "0x1F")
-    )
+    text = VALID.replace("node-a", "no").replace("node-b", "1").replace("rg-a", "null").replace("vm-a", "0x1F")
     cluster = load_text(text)
     assert list(cluster.nodes) == ["no", "1"]
     assert cluster.groups["null"].volumes[0].name == "0x1F"
@@ -304,9 +302,7 @@ def test_a_wrong_value_is_named_with_what_was_expected(
         ("a.sock", "a" * 108, "groups.rg-a.nbd_unix.node-a: found a socket's path of "),
     ],
 )
-def test_values_that_do_not_fit_together_are_named(
-    problems_of: ProblemsOf, old: str, new: str, problem: str
-) -> None:
+def test_values_that_do_not_fit_together_are_named(problems_of: ProblemsOf, old: str, new: str, problem: str) -> None:
     problems = problems_of((old, new))
     assert len(problems) == 1
     assert problems[0].startswith(problem)
@@ -332,9 +328,7 @@ def test_values_that_do_not_fit_together_are_named(
         ("a.sock", "state-b/control.sock", "groups.rg-a.nbd_unix.node-a"),
     ],
 )
-def test_two_nodes_on_one_machine_cannot_share(
-    problems_of: ProblemsOf, old: str, new: str, path: str
-) -> None:
+def test_two_nodes_on_one_machine_cannot_share(problems_of: ProblemsOf, old: str, new: str, path: str) -> None:
     problems = problems_of((old, new))
     assert len(problems) == 1
     assert problems[0].startswith(f"{path}: found ")
@@ -368,9 +362,7 @@ def test_two_machines_may_use_the_same_paths_and_ports(load_text: Load) -> None:
         ("node-a: a/vm-b.img", "node-a: a/vm-a.img", f"{VM_B}.backing"),
     ],
 )
-def test_what_clashes_on_one_of_two_machines_is_named(
-    problems_of: ProblemsOf, old: str, new: str, path: str
-) -> None:
+def test_what_clashes_on_one_of_two_machines_is_named(problems_of: ProblemsOf, old: str, new: str, path: str) -> None:
     problems = problems_of((old, new), text=TWO_MACHINES)
     assert len(problems) == 1
     assert problems[0].startswith(f"{path}: found ")
@@ -532,11 +524,11 @@ def example_values(kind: Kind, tree: Tree, name: str = "", path: str = "") -> It
 def entries_of(kind: Kind, tree: Tree, path: str) -> Iterator[tuple[str, Tree]]:
     """The tables in a value, with their paths."""
     match kind, tree:
-        case (Named() | PerNode()), Mapping(entries):
+        case ((Named() | PerNode()), Mapping(entries)):
             yield from ((f"{path}.{name}", entry) for name, entry in entries.items())
         case ListOf(), Sequence(items):
             yield from ((f"{path}[{place}]", item) for place, item in enumerate(items))
-        case (Table() | Choice()), _:
+        case ((Table() | Choice()), _):
             yield path, tree
 
 

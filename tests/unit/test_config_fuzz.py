@@ -164,9 +164,7 @@ def test_the_example_with_any_value_replaced(
 
 @fuzz
 @given(data=st.data(), name=names | scalars)
-def test_the_example_with_any_key_renamed(
-    load_bytes: Callable[[bytes], None], data: st.DataObject, name: Any
-) -> None:
+def test_the_example_with_any_key_renamed(load_bytes: Callable[[bytes], None], data: st.DataObject, name: Any) -> None:
     values = deepcopy(data.draw(st.sampled_from(EXAMPLES)))
     mapping, key = data.draw(st.sampled_from(list(places(values))))
     mapping[name] = mapping.pop(key)

@@ -48,9 +48,7 @@ def test_a_key_is_the_same_however_it_is_written(tmp_path: Path, content: bytes)
 
 
 @given(key=st.binary(min_size=32, max_size=32))
-def test_every_key_can_be_written_as_hex_and_as_base64(
-    tmp_path_factory: pytest.TempPathFactory, key: bytes
-) -> None:
+def test_every_key_can_be_written_as_hex_and_as_base64(tmp_path_factory: pytest.TempPathFactory, key: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "key"
     for content in (key.hex().encode(), base64.b64encode(key)):
         assert read_key(write(path, content)) == key

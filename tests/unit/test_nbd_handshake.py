@@ -226,9 +226,7 @@ def told(answers: list[tuple[int, bytes]]) -> dict[int, bytes]:
 
 @pytest.mark.parametrize("number", [INFO, GO])
 def test_size_and_flags_are_told_even_if_nothing_is_asked(client: Client, number: int) -> None:
-    assert told(client.ask(number, info_request("vm-b"))) == {
-        I_EXPORT: struct.pack(">QH", 1 << 20, FLAGS | READ_ONLY)
-    }
+    assert told(client.ask(number, info_request("vm-b"))) == {I_EXPORT: struct.pack(">QH", 1 << 20, FLAGS | READ_ONLY)}
 
 
 @pytest.mark.parametrize("number", [INFO, GO])
@@ -443,9 +441,7 @@ def test_export_with_fast_zero_and_write_zeroes_can_be_made() -> None:
     assert Export("vm", 1, FAST_ZERO | WRITE_ZEROES).flags == FAST_ZERO | WRITE_ZEROES
 
 
-@pytest.mark.parametrize(
-    ("name", "text"), [("", ""), ("a\0b", ""), ("v" * 4097, ""), ("vm", "\0"), ("vm", "ä" * 2049)]
-)
+@pytest.mark.parametrize(("name", "text"), [("", ""), ("a\0b", ""), ("v" * 4097, ""), ("vm", "\0"), ("vm", "ä" * 2049)])
 def test_export_with_strings_that_must_not_be_told_cannot_be_made(name: str, text: str) -> None:
     with pytest.raises(ValueError, match="export"):
         Export(name, 1, FLAGS, description=text)

@@ -46,9 +46,7 @@ def meta_request(name: bytes, queries: list[bytes]) -> bytes:
 known_names = st.sampled_from(["", *EXPORTS]).map(str.encode)
 names = known_names | st.sampled_from([b"nobody", b"\xff", b"a\0", b"n" * 4097])
 information = st.lists(st.sampled_from([0, 1, 2, 3, 4, 65535]), max_size=5, unique=True)
-queries = st.lists(
-    st.sampled_from([b"base:allocation", b"base:", b"base:x", b"", b"qemu:x", b"q" * 4097]), max_size=4
-)
+queries = st.lists(st.sampled_from([b"base:allocation", b"base:", b"base:x", b"", b"qemu:x", b"q" * 4097]), max_size=4)
 numbers = st.sampled_from(range(13)) | st.integers(0, 2**32 - 1)
 info_requests = st.builds(info_request, names, information)
 meta_requests = st.builds(meta_request, names, queries)
