@@ -1,6 +1,6 @@
 """Tells the service manager how far a daemon is (the sd_notify protocol of systemd, Type=notify).
 
-Invariant: does nothing, and never fails, when nobody asked to be told.
+Invariants: does nothing, and never fails, when nobody asked to be told; never waits for who did.
 """
 
 import logging
@@ -19,6 +19,6 @@ def notify(state: str) -> None:
         address = "\0" + address[1:]
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.sendto(state.encode(), address)
+            sender.sendto(state.encode(), socket.MSG_DONTWAIT, address)
     except OSError as error:
         log.warning("The service manager could not be told %s: %s.", state, error.strerror)

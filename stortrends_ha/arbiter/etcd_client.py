@@ -11,7 +11,6 @@ an answer is at most `ANSWER_BYTES_MAX`. One connection for each request, as req
 
 import asyncio
 import base64
-import functools
 import http.client
 import io
 import json
@@ -68,6 +67,7 @@ class EtcdArbiter:
         self._cluster = cluster
         self._me = me
         self._timeout_s = timeout_s
+        self._tls = ssl.create_default_context()  # trusts whom the system trusts; read here, as it is in files
 
     async def read(self, group: str) -> Known | Unreachable:
         """See ``Arbiter``."""
@@ -145,7 +145,7 @@ class EtcdArbiter:
         for tried, endpoint in enumerate(members):
             share_s = (deadline_s - loop.time()) / (len(members) - tried)
             try:
-                answer = await _post(endpoint, f"/v3/kv/{method}", body, share_s)
+                answer = await _post(endpoint, self._tls, f"/v3/kv/{method}", body, share_s)
             except _NoAnswerError as error:
                 asked = asked or error.asked
                 whys.append(f"{endpoint.url}: {error}")
@@ -190,20 +190,14 @@ def _text(text: str) -> str:
 # --- HTTP ---------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    """Certificates are checked against those that the system trusts."""
-    return ssl.create_default_context()
-
-
-async def _post(endpoint: Endpoint, path: str, body: Json, timeout_s: float) -> Json:
+async def _post(endpoint: Endpoint, tls: ssl.SSLContext, path: str, body: Json, timeout_s: float) -> Json:
     """The JSON object with which a member answers 200. Raises _NoAnswerError."""
     asked = False
     writer = None
     try:
         async with asyncio.timeout(timeout_s):
-            tls = _tls() if endpoint.tls else None
-            reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=tls)
+            encryption = tls if endpoint.tls else None
+            reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=encryption)
             asked = True
             writer.write(_request(endpoint, path, body))
             return _answer(await _all(reader))

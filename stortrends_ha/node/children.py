@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -82,6 +83,7 @@ class Child:
         self._command = command
         self._lock_fd = lock_fd
         self._patience = patience
+        self._spawner = ThreadPoolExecutor(1, f"spawner of {group}")
         self._stopping = asyncio.Event()
         self._process: DataProcess | None = None
         self._status: Status | None = None
@@ -161,7 +163,7 @@ class Child:
         started_s = time.monotonic()
         self._failure = ""
         try:
-            process = self._process = await DataProcess.spawn(self._command, self._lock_fd)
+            process = self._process = await DataProcess.spawn(self._command, self._lock_fd, self._spawner)
         except StartError as error:
             self._failure = f"its data process cannot be started: {error}"
             return 0.0

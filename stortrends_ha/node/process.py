@@ -1,8 +1,9 @@
 """One run of a data process: spawn it, read its messages, ask it to stop, see it end.
 
 Invariants: the child inherits its own end of the channel and the node's lock, and no other descriptor, so
-the end of a channel always means the end of its own data process. It is spawned by the main thread, because
-its parent-death signal follows the thread. However a run goes, `ended` returns and nothing is left behind.
+the end of a channel always means the end of its own data process. It is spawned by a thread, as a disk that hangs may
+keep the interpreter from being read (rule 14); one that lives as long as this process, because the parent-death signal
+follows the thread. However a run goes, `ended` returns and nothing is left behind.
 Neighbours: `children` decides what happens next; `messages` says what may be said.
 """
 
@@ -14,6 +15,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Executor
 from typing import Any, Self
 
 from stortrends_ha.errors import ProtocolError, StartError
@@ -38,16 +40,19 @@ class DataProcess:
         self._loop.add_reader(self._pidfd, self._on_end)
 
     @classmethod
-    async def spawn(cls, command: Sequence[str], lock_fd: int) -> Self:
-        """Start `command` with its end of a channel; raises `StartError`."""
+    async def spawn(cls, command: Sequence[str], lock_fd: int, spawner: Executor) -> Self:
+        """Start `command` with its end of a channel, by the thread of ``spawner``; raises `StartError`."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             reader, writer = await asyncio.open_unix_connection(sock=ours, limit=MESSAGE_BYTES_MAX)
             channel = ["--channel", str(theirs.fileno()), "--parent", str(os.getpid())]
+
+            def start() -> subprocess.Popen[bytes]:
+                fds = (theirs.fileno(), lock_fd)
+                return subprocess.Popen([*command, *channel], stdin=subprocess.DEVNULL, pass_fds=fds)
+
             try:
-                popen = subprocess.Popen(
-                    [*command, *channel], stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), lock_fd)
-                )
+                popen = await asyncio.get_running_loop().run_in_executor(spawner, start)
             except OSError as error:
                 writer.close()
                 raise StartError(f"{command[0]} cannot be started: {error.strerror}") from error

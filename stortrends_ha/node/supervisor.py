@@ -22,7 +22,7 @@ from typing import Any
 
 import uvloop
 
-from stortrends_ha import __version__
+from stortrends_ha import __version__, logs
 from stortrends_ha.arbiter.factory import AnyArbiter, make_arbiter
 from stortrends_ha.arbiter.fencing import FencingArbiter, ManualArbiter
 from stortrends_ha.cluster.answers import Granted, Refused, Unreachable
@@ -248,7 +248,7 @@ def _die(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Nobody has caught an exception: what this node knows may be wrong, so it ends, and its data processes with it."""
     loop.default_exception_handler(context)
     log.critical("This node ends at once: %s.", context.get("exception") or context.get("message"))
-    logging.shutdown()
+    logs.flush()
     os._exit(1)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -35,6 +36,32 @@ def test_a_line_for_the_journal_has_its_severity_and_no_time(tmp_path: Path) -> 
 
 def test_a_journal_that_is_not_stderr_changes_nothing(tmp_path: Path) -> None:
     assert "WARNING" in logged({"JOURNAL_STREAM": "1:2"}, tmp_path / "log")
+
+
+LOG_MUCH = """
+import logging, sys
+from stortrends_ha import logs
+logs.configure()
+for number in range(3 * logs.LINES_MAX):
+    logging.warning("line %d of a log that nobody reads for now", number)
+print("done", flush=True)
+sys.stdin.read()
+logs.flush(60)
+logging.warning("the last line")
+"""
+
+
+def test_a_log_that_nobody_takes_holds_nothing_up_and_what_is_lost_is_counted() -> None:
+    pipe, command = subprocess.PIPE, [sys.executable, "-c", LOG_MUCH]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stdout.readline() == "done\n"  # it has logged all, and nobody has read any of it
+        _, log = process.communicate("")
+    *lines, dropped, last = log.splitlines()
+    assert re.search(r"WARNING (\d+) lines of the log were dropped, as nobody took them\.", dropped)
+    assert last.endswith("the last line")
+    assert len(lines) + int(re.findall(r"\d+(?= lines)", dropped)[0]) == 30_000
 
 
 def test_the_service_manager_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
