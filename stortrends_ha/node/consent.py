@@ -6,7 +6,8 @@ Invariants: only messages between the two present lives count (``Membership.curr
 after a newer one about the same group; nothing here is waited for by a beat.
 Bounds: one answer under way a group, ``HEARTBEAT_GROUPS`` groups; a question that comes while one about its group is
 being answered is dropped, as it will come again.
-A lost or late answer is no harm: the same question gets the same answer, and the asker's outcome is unknown until then.
+A lost or late answer is no harm: the same question gets the same answer, however often it comes (a refusal is final,
+and the asker builds on that), and the asker's outcome is unknown until then.
 """
 
 import asyncio
@@ -35,7 +36,8 @@ class Consent:
         self._number = 0
         self._waiting: dict[int, asyncio.Future[Outcome]] = {}
         self._answering: dict[str, asyncio.Task[None]] = {}
-        self._newest: dict[str, tuple[int, int]] = {}  # group -> (life of the peer, number) of its newest question
+        self._newest: dict[str, Ask] = {}  # of the peer, for each group
+        self._outcomes: dict[str, Answer] = {}  # of that question, once it has one
 
     async def ask(self, group: str, old: Record, new: Record, timeout_s: float) -> Outcome:
         """Ask the peer; Unreachable, if it has not answered in time (``asked``: it may yet consent)."""
@@ -76,18 +78,19 @@ class Consent:
         return True
 
     def _asked(self, ask: Ask) -> bool:
-        life, number = self._newest.get(ask.group, (0, 0))
-        if life == ask.incarnation and ask.number < number:
+        newest = self._newest.get(ask.group)
+        same_life = newest is not None and newest.incarnation == ask.incarnation
+        if newest and same_life and ask.number < newest.number:
             return False
-        if ask.group not in self._answering and self._note(ask):
+        if ask.group in self._answering:
+            return True
+        if newest and same_life and ask.number == newest.number and ask.group in self._outcomes:
+            self._send(self._outcomes[ask.group])
+        elif newest or len(self._newest) < HEARTBEAT_GROUPS:
+            self._newest[ask.group] = ask
+            self._outcomes.pop(ask.group, None)
             task = self._answering[ask.group] = asyncio.create_task(self._answer(ask))
             task.add_done_callback(lambda done: self._ended(ask.group, done))
-        return True
-
-    def _note(self, ask: Ask) -> bool:
-        if ask.group not in self._newest and len(self._newest) >= HEARTBEAT_GROUPS:
-            return False
-        self._newest[ask.group] = (ask.incarnation, ask.number)
         return True
 
     async def _answer(self, ask: Ask) -> None:
@@ -96,7 +99,9 @@ class Consent:
         if not isinstance(outcome, Unreachable):
             current = outcome.current if isinstance(outcome, Refused) else None
             granted = isinstance(outcome, Granted)
-            self._send(Answer(of.cluster, of.me, of.incarnation, ask.incarnation, ask.number, granted, current))
+            answer = Answer(of.cluster, of.me, of.incarnation, ask.incarnation, ask.number, granted, current)
+            self._outcomes[ask.group] = answer
+            self._send(answer)
 
     def _ended(self, group: str, task: asyncio.Task[None]) -> None:
         del self._answering[group]
