@@ -56,6 +56,7 @@ class Group:
         self._serve_from_ns: int | None = None
         self._session_ns = 0  # when there was a session last
         self._well_ns = 0  # since when all has been well
+        self._level_ns = 0  # when the owner that is followed was not behind last
         self._locked = False  # the data process has said joinable: it must be told what came of it
         self._granted_in_spite = False  # of a lost cache: the record says that this copy counts
         self._forcing: Record | None = None  # asked for by the operator, whatever may be lost (rule 11)
@@ -110,9 +111,13 @@ class Group:
         return owns and (self.record.alone or view.now_ns < view.lease_until_ns)
 
     def leaving(self, view: View) -> bool:
-        """Whether an orderly stop should wait: the group is on its way to the peer, or can go there."""
+        """Whether an orderly stop should wait: the group is on its way to the peer, or can go there; or its owner has
+        not yet gone on without this node, and would have to hold its clients."""
         if self.phase in (Phase.RELEASING, Phase.HANDING) or self._kept_clients:
             return view.alive
+        if self.phase is Phase.FOLLOWING:
+            mirrors = view.peer is not None and view.peer.serving and self._me in self.record.in_sync
+            return view.alive and mirrors and not view.peer_stopping
         can = judge.peer_can_own(self.record, self._peer, view) and not self.waits_for
         return self.phase is Phase.LEADING and can
 
@@ -282,6 +287,7 @@ class Group:
     def _follow(self, view: View) -> None:
         """Be the secondary; of whoever owns."""
         self._to(Phase.FOLLOWING)
+        self._level_ns = view.now_ns
         self._orders.unclaim()
         if view.replica is not None:
             self._orders.follow(self.record)
@@ -347,7 +353,10 @@ class Group:
             if judge.may_override(view):
                 self._stop_listening(view, "the operator overrides")
             return
-        why = judge.reason_to_take_over(self.record, self._peer, view, self._timing)
+        if not judge.is_behind(self.record, view):
+            self._level_ns = view.now_ns
+        behind_ns = view.now_ns - self._level_ns
+        why = judge.reason_to_take_over(self.record, self._peer, view, self._timing, behind_ns)
         if not why:
             self._register.waits_for = ""
         self._watch_handover(view)

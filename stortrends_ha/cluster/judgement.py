@@ -34,18 +34,26 @@ def both_lost(record: Record, me: str, view: View) -> bool:
     return replica.lost_cache and peer.lost
 
 
-def reason_to_take_over(record: Record, peer_name: str, view: View, timing: Timing) -> str:
+def reason_to_take_over(record: Record, peer_name: str, view: View, timing: Timing, behind_ns: int) -> str:
     """Why the secondary should reach for ownership. An owner that lives is given time to go on alone first; a node that
-    is being stopped itself does not begin."""
+    is being stopped itself does not begin. ``behind_ns``: how long the peer ``is_behind``."""
     if view.stopping:
         return ""
+    patience_ns = timing.suspect_after_ns + timing.takeover_delay_ns
     if view.suspected:
-        patience_ns = timing.suspect_after_ns + timing.takeover_delay_ns
         return silence(peer_name, view) if view.silent_ns >= patience_ns else ""
+    if behind_ns >= patience_ns:
+        return f"{peer_name} has not taken the group for {behind_ns / 1e9:.1f} s: it could not save its record"
     peer = view.peer
     if view.alive and peer is not None and peer.record == record and peer.unfit and not peer.leading:
         return f"{peer_name} cannot serve: {peer.unfit}"
     return ""
+
+
+def is_behind(record: Record, view: View) -> bool:
+    """Whether the peer lives by an older record, and so does not yet own what this one gives to it."""
+    peer = view.peer
+    return view.alive and peer is not None and peer.record.epoch < record.epoch and not peer.leading
 
 
 def reason_to_go_alone(record: Record, peer_name: str, view: View, timing: Timing, absent_ns: int) -> str:
@@ -56,6 +64,8 @@ def reason_to_go_alone(record: Record, peer_name: str, view: View, timing: Timin
     replica = view.replica
     if replica is not None and replica.peer_unfit and replica.epoch == record.epoch:
         return replica.peer_unfit
+    if view.alive and view.peer_stopping and not view.stopping:
+        return f"{peer_name} is being stopped"
     if view.alive and absent_ns >= timing.suspect_after_ns:
         return f"there has been no link to {peer_name} for {absent_ns / 1e9:.1f} s"
     return ""

@@ -221,6 +221,48 @@ def test_an_owner_whose_peer_lives_but_does_not_mirror_goes_alone(trouble: str) 
     assert only(machine.step(), do.Propose).new == alone(6)
 
 
+def test_an_owner_goes_alone_before_its_peer_is_stopped_in_an_orderly_way() -> None:
+    machine = leading(mirrored())
+    machine.peer_is()
+    machine.now(peer_stopping=True)
+    assert only(machine.step(), do.Propose).new == alone(6)
+    assert "node-b is being stopped" in machine.log[-1]
+
+
+def test_a_follower_that_is_stopped_waits_until_its_owner_does_not_need_it() -> None:
+    machine = following(Record(5, B, BOTH))
+    machine.peer_is(leading=True, serving=True)
+    machine.now(stopping=True)
+    assert machine.group.leaving(machine.view)
+    machine.peer_is(leading=True, serving=False)
+    assert not machine.group.leaving(machine.view)  # it would not be held by it
+    machine.peer_is(Record(6, B, (B,)), leading=True, serving=True)
+    machine.saved(only(machine.step(), do.Save))
+    assert not machine.group.leaving(machine.view)
+
+
+def test_a_group_is_taken_from_an_owner_that_lives_but_never_takes_it() -> None:
+    machine = following(Record(5, B, BOTH))
+    behind = Record(4, A, BOTH)
+    machine.peer_is(behind)
+    machine.step()
+    for _ in range(12):
+        machine.passes(100 * MS)
+        machine.peer_is(behind)
+        before = machine.step()
+    only(before, do.Idle)
+    assert "node-b has not taken the group for 1.2 s: it could not save its record" in machine.log[-1]
+
+
+def test_a_group_is_not_taken_from_an_owner_that_has_just_learnt_of_it() -> None:
+    machine = following(Record(5, B, BOTH))
+    machine.passes(10 * S)
+    for leads in (True, False):
+        machine.peer_is(Record(4, A, BOTH), leading=leads)
+        assert machine.step() == []
+        machine.passes(1100 * MS)
+
+
 def test_an_owner_with_neither_lease_nor_grant_drops_its_address_and_claims_it_again_with_the_next_lease() -> None:
     machine = leading(mirrored())
     machine.passes(2 * S)
@@ -359,7 +401,7 @@ def test_nothing_is_handed_to_a_peer_that_is_stopping_or_cannot_own() -> None:
         machine.peer_is(**changes)
         assert machine.step() == []
     machine = leading(mirrored())
-    machine.now(draining=True, peer_stopping=True)
+    machine.now(draining=True, stopping=True, peer_stopping=True)
     assert machine.step() == []
 
 
