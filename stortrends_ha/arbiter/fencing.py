@@ -7,6 +7,8 @@ Invariants:
 - Never both: while a proposal of ours may still be granted by the peer, we consent to no other of the same epoch, and
   while we adopt one of the peer's we propose none. Two proposals that meet are both refused; who asked tries again
   after a time that is not the same on both nodes.
+- A node that is alone, and has not asked the peer to join since, stays alone without being granted anything: nobody
+  else can own, but by the operator's override. That it is about to ask the peer to join is durable first.
 - A node fences only after it has seen its peer since it booted: one that comes back from being fenced learns first
   what has happened meanwhile. And never a peer that is alive and says no.
 - One fence action at a time. That the peer is off is believed, for all groups, until anything is heard from it.
@@ -42,6 +44,7 @@ class Peer(Protocol):
     `consent` and `ask` reach the peer in the order in which they are sent: when a later one is answered, no earlier
     one can arrive any more (one connection, and a peer that drops the old one before it serves a new one). Each
     returns in bounded time, about a second. The peer answers them with the `consider` and `tell` of its own arbiter.
+    What is remembered is remembered over restarts of the node.
     """
 
     @property
@@ -62,6 +65,12 @@ class Peer(Protocol):
 
     def heard_ns(self) -> int:
         """When the newest heartbeat was heard that counts, on CLOCK_BOOTTIME; 0 for never."""
+
+    async def will_ask_to_join(self, group: str, epoch: int) -> bool:
+        """Remember that the peer is asked for a record of this epoch which has it in sync; false: it is not durable."""
+
+    def asked_to_join(self, group: str) -> int:
+        """The newest such epoch; 0 for none."""
 
 
 OwnRecord = Callable[[str], Record]
@@ -127,6 +136,9 @@ class TwoNodes(ABC):
             self._proposing.discard(group)
 
     async def _propose(self, group: str, old: Record, new: Record) -> Granted | Refused | Unreachable:
+        joins = self._peer.name in new.in_sync
+        if joins and not await self._peer.will_ask_to_join(group, new.epoch):
+            return Unreachable("what is about to be asked cannot be written down", asked=False)
         unknown = self._unknown.get(group)
         first = unknown is None or unknown.epoch < new.epoch
         self._unknown[group] = new
@@ -135,9 +147,10 @@ class TwoNodes(ABC):
             del self._unknown[group]
         if isinstance(answer, Refused):
             return self._refused(old, answer)
-        if isinstance(answer, Granted) or self._peer.name in new.in_sync:
+        if isinstance(answer, Granted) or joins:
             return answer  # nobody but the peer can grant what keeps it in sync
-        instead = await self._without_peer(group, answer)
+        stays_alone = old.alone and old.owner == new.owner and self._peer.asked_to_join(group) <= old.epoch
+        instead = Granted() if stays_alone else await self._without_peer(group, answer)
         if isinstance(instead, Granted):
             if (own := self._own_record(group)) != old:
                 return Refused(own)  # learnt meanwhile

@@ -59,7 +59,7 @@ class Records:
         path = self._directory / f"{group}.json"
         try:
             await aiofiles.os.makedirs(self._directory, exist_ok=True)
-            await _replace(path, text)
+            await replace_file(path, text)
             await self._note(group, saved)
         except OSError as error:
             raise StorageError(f"the record of group {group} cannot be written, {path}: {error.strerror}") from None
@@ -84,28 +84,29 @@ class Records:
         path = self._directory / f"{group}.clients"
         try:
             await aiofiles.os.makedirs(self._directory, exist_ok=True)
-            await _replace(path, json.dumps(endpoints) + "\n")
+            await replace_file(path, json.dumps(endpoints) + "\n")
         except OSError as error:
             raise StorageError(f"the clients of group {group} cannot be kept, {path}: {error.strerror}") from None
 
     @property
     def drained(self) -> bool:
-        """Whether nothing shall be owned here."""
+        """Whether nothing shall be owned here; waits for the disk."""
         return self._drained.exists()
 
     async def drain(self, drained: bool) -> None:
         """Remember it over restarts. Raises StorageError."""
         try:
             if drained:
-                await _replace(self._drained, "")
-            elif self._drained.exists():
+                await replace_file(self._drained, "")
+            elif await aiofiles.os.path.exists(self._drained):
                 await aiofiles.os.remove(self._drained)
                 await asyncio.to_thread(_sync_directory, self._drained.parent)
         except OSError as error:
             raise StorageError(f"{self._drained} cannot be written: {error.strerror}") from None
 
 
-async def _replace(path: Path, text: str) -> None:
+async def replace_file(path: Path, text: str) -> None:
+    """Write a file so that it is the old or the new one, whole, whatever happens, and durable. Raises OSError."""
     temporary = path.with_name(f"{path.name}.new")
     async with aiofiles.open(temporary, "w") as file:
         await file.write(text)

@@ -47,6 +47,12 @@ class Peer:
     def alive(self) -> bool:
         return self.is_alive
 
+    async def will_ask_to_join(self, *_: object) -> bool:
+        return True
+
+    def asked_to_join(self, _: str) -> int:
+        return 0
+
     def heard_ns(self) -> int:
         return self.last_ns
 

@@ -52,6 +52,7 @@ class Host:
         self.disk_fails = False
         self.cached_epoch = 0  # the newest at which its data process mirrored, so that something may be cached only
         self.peer_seen = 0  # the boot in which the peer was seen
+        self.asked_to_join = 0  # the epoch for which the peer was, on its disk
         self._doom_in = 0
         self._doom = ""
 

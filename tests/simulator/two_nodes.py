@@ -56,6 +56,13 @@ class _Access(PeerAccess):
     def alive(self) -> bool:
         return self._membership.alive(self._host.clock.now_ns())
 
+    async def will_ask_to_join(self, _group: str, epoch: int) -> bool:
+        self._host.asked_to_join = max(epoch, self._host.asked_to_join)
+        return True
+
+    def asked_to_join(self, _group: str) -> int:
+        return self._host.asked_to_join
+
     def heard_ns(self) -> int:
         return self._membership.last_heard_ns if self._membership.peer else 0
 

@@ -40,6 +40,8 @@ class Node:
     hears: bool = True  # answers come back
     arbiter: ManualArbiter = field(init=False)
     slow: asyncio.Event | None = None  # adopts only when it is set
+    asked_to_join: int = 0
+    can_write: bool = True
 
     def __post_init__(self) -> None:
         self.arbiter = ManualArbiter(Path(self), lambda _: self.record, self.adopt)
@@ -107,6 +109,13 @@ class Path:
 
     def alive(self) -> bool:
         return self._node.reaches
+
+    async def will_ask_to_join(self, _: str, epoch: int) -> bool:
+        self._node.asked_to_join = max(epoch, self._node.asked_to_join)
+        return self._node.can_write
+
+    def asked_to_join(self, _: str) -> int:
+        return self._node.asked_to_join
 
     def heard_ns(self) -> int:
         return 0
@@ -297,3 +306,36 @@ async def test_whatever_is_lost_an_epoch_has_one_record(nodes: Nodes, seed: int)
     assert a.record == b.record or a.record.epoch != b.record.epoch
     assert await a.arbiter.read("g") == await b.arbiter.read("g") == Known(newest)
     assert max(granted) > BOTH.epoch + 10
+
+
+async def test_a_node_that_is_alone_stays_alone_without_its_peer(nodes: Nodes) -> None:
+    a, _ = nodes
+    a.record, a.reaches = A_ALONE, False
+    assert isinstance(await a.propose(A_ALONE.owned_alone("node-a")), Granted)
+    assert isinstance(await a.propose(A_ALONE.joined_by("node-b")), Unreachable)
+
+
+async def test_a_node_that_is_alone_but_may_have_been_joined_waits_for_its_peer_also_after_a_restart(
+    nodes: Nodes,
+) -> None:
+    a, b = nodes
+    a.record = b.record = A_ALONE
+    a.hears = False
+    joined = A_ALONE.joined_by("node-b")
+    assert isinstance(await a.propose(joined), Unreachable)
+    assert (a.record, b.record) == (A_ALONE, joined)  # which may own now
+    a.__post_init__()
+    a.reaches = False
+    assert isinstance(await a.propose(A_ALONE.owned_alone("node-a")), Unreachable)
+    a.reaches = a.hears = True
+    assert await a.propose(A_ALONE.owned_alone("node-a")) == Refused(joined)
+
+
+async def test_a_peer_is_not_asked_to_join_while_that_cannot_be_remembered(nodes: Nodes) -> None:
+    a, b = nodes
+    a.record = b.record = A_ALONE
+    a.can_write = False
+    assert await a.propose(A_ALONE.joined_by("node-b")) == Unreachable(
+        "what is about to be asked cannot be written down", asked=False
+    )
+    assert b.record == A_ALONE
