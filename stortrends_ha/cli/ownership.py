@@ -94,7 +94,8 @@ def drain(config: Path, name: str) -> int:
     arrived = _watch(cluster, movings, interrupted)
     for group, of in groups.items():
         if of["why"]:
-            print(f"Group {group} stays on {node}, which goes on serving it: {of['why']}.", file=sys.stderr)
+            serving = "which goes on serving it" if of["serving"] else "which does not serve it now"
+            print(f"Group {group} stays on {node}, {serving}: {of['why']}.", file=sys.stderr)
             print(f"  It moves by itself when {of['until']}.", file=sys.stderr)
     if not arrived:
         return _failed(

@@ -202,10 +202,11 @@ def _arbiter(nodes: Mapping[str, NodeStatus]) -> Iterator[Text]:
             if view["arbiter"] and (view["phase"] != "following" or view["state"] == "held"):
                 waiting.setdefault(view["arbiter"], {})[name] = None
     both = all(state["state"] == "up" for node in nodes.values() for state in node["nodes"].values())
+    held = any(view["state"] == "held" for _, views in _views(nodes) for view in views.values())
     for why, groups in waiting.items():
         meanwhile = (
             "Nothing changes while both nodes see each other; if a node fails now, the other one holds."
-            if both
+            if both and not held
             else "Until that is over, no group can get another owner or another node in sync."
         )
         of = f" ({', '.join(groups)})" if len(groups) < len(_all_groups(nodes)) else ""

@@ -126,7 +126,9 @@ def _leading(group: Group, peer_name: str, view: View) -> tuple[str, str]:
         return "held", _going_alone(group, peer_name, silence(peer_name, view))
     replica = view.replica
     if group.waits_for and replica is not None and replica.leading and not replica.session:
-        return "held", _going_alone(group, peer_name, replica.peer_unfit or f"there is no link to {peer_name}")
+        if replica.peer_unfit:
+            return "held", _going_alone(group, peer_name, replica.peer_unfit, back=False)
+        return "held", _going_alone(group, peer_name, f"there is no link to {peer_name}")
     return "", ""
 
 
@@ -142,10 +144,11 @@ def _alone(group: Group, peer_name: str, view: View) -> tuple[str, str]:
     return "", ""
 
 
-def _going_alone(group: Group, peer_name: str, trouble: str) -> str:
+def _going_alone(group: Group, peer_name: str, trouble: str, *, back: bool = True) -> str:
+    """``back``: whether the peer would end it by being back."""
     if not group.waits_for:
         return f"{trouble}, and this node asks to go on alone"
-    ends = f"it goes on when it is, or when {peer_name} is back"
+    ends = f"it goes on when it is, or when {peer_name} is back" if back else "it goes on when it is"
     return f"{trouble}, and going on alone is not granted ({group.waits_for}); {ends}"
 
 

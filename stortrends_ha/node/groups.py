@@ -235,13 +235,14 @@ class GroupRunner:
         for effect in effects:
             self._carry_out(effect)
         core = self.core
-        told = (core.record, core.phase, core.leading, core.wants, self._serving, core.promise(self.view()))
+        told = (core.record, core.phase, core.leading, core.wants, self.serving, core.promise(self.view()))
         if told != self._told:
             self._told = told
             self._changed()
 
     @property
-    def _serving(self) -> bool:
+    def serving(self) -> bool:
+        """Whether clients of this node are being answered."""
         return self._status is not None and self._status["serving"]
 
     def _carry_out(self, effect: do.Effect) -> None:

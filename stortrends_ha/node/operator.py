@@ -6,8 +6,9 @@ group's state machine does the same as if this node had come to the wish by itse
 
 The answers, by name of the command (`cli.ownership` reads them):
     move        {"already": bool, "epoch": int}; the epoch is that of the record before the move
-    drain       {"groups": {GROUP: {"epoch": int, "why": str, "until": str}}}: those that are owned here. ``why``
-                is what keeps one from moving now, a clause, or empty; ``until`` would change that, after "when"
+    drain       {"groups": {GROUP: {"epoch": int, "why": str, "until": str, "serving": bool}}}: those that are owned
+                here. ``why`` is what keeps one from moving now, a clause, or empty; ``until`` would change that,
+                after "when"; ``serving``: whether clients are answered meanwhile
     undrain     {"groups": [GROUP, ...]}: those that are owned here
     force_own   {"epoch": int, "risk": [sentence, ...], "new_lineage": bool}: what may be lost in this very case, and
                 whether the peer's copy can be synced again only after it was made blank
@@ -81,7 +82,12 @@ class Operator:
         groups = {}
         for name, runner in owned.items():
             why, until = self._obstacle(runner, self._peer)
-            groups[name] = {"epoch": runner.core.record.epoch, "why": why, "until": until}
+            groups[name] = {
+                "epoch": runner.core.record.epoch,
+                "why": why,
+                "until": until,
+                "serving": runner.serving,
+            }
         return {"groups": groups}
 
     async def undrain(self, _request: dict[str, Any]) -> dict[str, Any]:
@@ -144,7 +150,13 @@ class Operator:
         """What the override would not help, or is not needed for."""
         core, view, name = runner.core, runner.view(), runner.name
         if core.record.owner == self._me and core.phase is Phase.LEADING and (core.record.alone or not view.suspected):
-            raise StorTrendsError(f"Node {self._me} owns group {name} already.")
+            held = " It does not serve it now: `stortrends-ha status` says what ends that."
+            raise StorTrendsError(f"Node {self._me} owns group {name} already.{'' if runner.serving else held}")
+        if view.alive and view.peer and view.peer.leading and not view.peer.serving:
+            raise StorTrendsError(
+                f"Node {self._peer} owns group {name} and is there, but does not serve it now: `stortrends-ha status` "
+                "says what ends that."
+            )
         if view.alive and view.peer and view.peer.leading:
             raise StorTrendsError(
                 f"Node {self._peer} serves group {name}, so nothing has to be lost: "

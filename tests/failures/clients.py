@@ -119,14 +119,15 @@ class Clients:
         assert not errors, errors
 
     def wait_known(self) -> "Clients":
-        """Both nodes know them, to tell them to reconnect when they hear nothing of their owner, not even its end."""
+        """All nodes that run know them, to tell them to reconnect when they hear nothing of their owner, not even its
+        end."""
 
         def known() -> bool:
             connected = self._cluster.client.connections(NBD_PORT)
-            every = [node.known_clients() for node in self._cluster.nodes.values()]
-            return len(connected) == len(self.loads) and every == [connected] * 2
+            every = [node.known_clients() for node in self._cluster.nodes.values() if node.running]
+            return len(connected) == len(self.loads) and all(each == connected for each in every)
 
-        wait_for("both nodes know all clients", known)
+        wait_for("the nodes know all clients", known)
         return self
 
     @contextmanager

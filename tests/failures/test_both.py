@@ -83,7 +83,8 @@ def test_the_operator_overrides(make_cluster: Callable[..., Cluster]) -> None:
     owner, secondary = cluster.pair()
     with under_load(cluster, compare=False) as clients:
         with clients.wait_known().event():
-            owner.signal(signal.SIGSTOP)  # so that nobody has anything to send again, and all wait for answers
+            # So that nobody has anything to send again, and all wait for answers; nobody is missed by that.
+            owner.signal(signal.SIGSTOP, [owner.data_pid()])
             clients.wait_held()
             secondary.power_off()
             owner.power_off()

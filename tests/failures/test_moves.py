@@ -48,11 +48,13 @@ def test_the_owner_is_stopped_in_order(cluster: Cluster) -> None:
 
 
 def test_the_secondary_is_stopped_in_order(cluster: Cluster) -> None:
+    """Its owner goes on alone before it is gone: clients do not wait until it is missed."""
     owner, secondary = cluster.pair()
     with under_load(cluster) as clients:
         with clients.event():
             secondary.terminate()
         assert cluster.owner() is owner
+        assert f"{secondary.name} is being stopped" in owner.log
         with clients.event():
             secondary.start()
             cluster.wait_in_sync()

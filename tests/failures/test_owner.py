@@ -78,6 +78,19 @@ def test_its_data_process_is_killed(make_cluster: Callable[..., Cluster]) -> Non
     assert [node.data_pid(OTHER_GROUP) for node in cluster.nodes.values()] == other_pids
 
 
+def test_its_data_process_hangs(cluster: Cluster) -> None:
+    """Row 14: its supervisor ends it, as it reports no more, and the peer takes over."""
+    owner, secondary = cluster.pair()
+    pid = owner.data_pid()
+    with under_load(cluster) as clients:
+        with clients.wait_known().event():
+            owner.signal(signal.SIGSTOP, [pid])
+        assert_is_at(cluster, secondary)
+        assert "it had not reported for" in owner.log
+        with clients.event():
+            cluster.wait_in_sync()
+
+
 @pytest.mark.parametrize("way", ["packets are dropped", "its interfaces are down"])
 def test_it_is_cut_from_everything(cluster: Cluster, way: str) -> None:
     """Row 7: it lives, but it neither answers nor keeps the address."""

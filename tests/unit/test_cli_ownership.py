@@ -256,7 +256,7 @@ def test_an_owner_that_gives_up_ends_the_command_at_once(
 def test_a_drain_says_which_groups_stay_and_when_they_go(
     config: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stays = {"epoch": 5, "why": "node-b is not in sync", "until": "node-b is in sync"}
+    stays = {"epoch": 5, "why": "node-b is not in sync", "until": "node-b is in sync", "serving": True}
     serve(A, [seen()], drain={"groups": {"rg-a": stays}})
     assert main(["drain", A, "--config", str(config)]) == 1
     said = capsys.readouterr()

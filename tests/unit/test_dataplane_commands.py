@@ -1,6 +1,7 @@
 """What a supervisor may say to a data process, and that nothing else is taken for it."""
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -53,5 +54,6 @@ def test_what_is_no_command_is_refused(message: object) -> None:
 
 @given(st.binary(max_size=100))
 def test_noise_is_refused(noise: bytes) -> None:
-    with pytest.raises(ProtocolError):
-        parse(noise)
+    """Unless it happens to be a command, of which the shortest ones are found now and then."""
+    with suppress(ProtocolError):
+        assert isinstance(parse(noise), Drop | Stop)
