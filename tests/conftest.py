@@ -4,6 +4,7 @@ The profile "ci" is the default everywhere; "fuzz" is for `make fuzz`.
 """
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -13,6 +14,9 @@ from hypothesis import settings
 settings.register_profile("ci", deadline=None, derandomize=False, print_blob=True)
 settings.register_profile("fuzz", settings.get_profile("ci"), max_examples=5000)
 settings.load_profile("ci")
+
+# A shell that starts the tests in the background lets them ignore SIGINT, and all that they start would, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 IN_CI = os.environ.get("CI", "").lower() in ("true", "1")
 

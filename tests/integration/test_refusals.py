@@ -24,11 +24,14 @@ def start_differing(cluster: Cluster, change: Callable[[dict[str, Any]], None]) 
     cluster.secondary.start(cluster.changed_spec(change))
 
 
+def _refuses(state: str, group: dict[str, Any]) -> bool:
+    return bool(group["link"]["state"] == "refused" and group["state"] == state)
+
+
 def assert_both_refuse(cluster: Cluster, *words: str) -> None:
     """Both nodes say that they do not fit, and why, in the same words; the owner serves alone."""
     for node, state in ((cluster.owner, "alone"), (cluster.secondary, "held")):
-        found = node.wait("refuses", lambda group: group["link"]["state"] == "refused")
-        assert found["state"] == state, found
+        found = node.wait("refuses", partial(_refuses, state))
         for word in words:
             assert word in found["why"], (node.name, found["why"])
             assert word in found["link"]["why"], (node.name, found["link"]["why"])
