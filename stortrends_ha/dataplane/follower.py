@@ -206,6 +206,7 @@ class Follower:
 
     def _clients(self, endpoints: list[Endpoint]) -> None:
         self._replica.endpoints = endpoints[: self._limits.connections]
+        self._changed()  # told before the session ends: these may be its last words
 
     def _lost(self, why: str) -> None:
         if self._link is not None:

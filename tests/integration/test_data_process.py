@@ -470,6 +470,17 @@ def test_connections_of_clients_are_known_on_both_nodes_and_kept_when_the_owner_
     assert secondary.status["endpoints"] == [endpoint]
 
 
+def test_client_that_has_just_come_is_among_the_last_words_of_an_owner_that_hands_over(pair: Pair) -> None:
+    """Told while the session is there: the supervisor builds on that, as without one they may be of long ago."""
+    owner, secondary, _ = pair.in_sync()
+    clients = [Client(pair) for _ in range(3)]  # so fast that the owner has not told of all of them
+    owner.order("release")
+    secondary.wait("has lost it", lambda status: not status["session"])
+    expected = sorted([*client.socket.getsockname(), "127.0.0.1", pair.nbd_port] for client in clients)
+    told = [sorted(status["endpoints"]) for status in secondary.statuses if status["session"]]
+    assert told[-1] == expected
+
+
 # --- The end ----------------------------------------------------------------------------------
 
 
