@@ -9,6 +9,8 @@ What a death leaves (``storage.state``), by step:
 - ``unclean`` ends when the record has this node alone (a full sync follows), or when it has been synced itself.
 - ``needs_sync`` is durable before a full sync overwrites anything, and is taken back, together with ``lost_cache`` and
   ``open``, when the owner says that all is copied and flushed here: before that is answered.
+- ``backings`` is durable with the lineage: a state that is found beside other files than those (a disk that was not
+  mounted, or was replaced) says nothing of them (rules 3 and 10). It stays as it is until they are led or filled.
 """
 
 import asyncio
@@ -45,7 +47,14 @@ class Replica:
         self.executor = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
         path = cluster.nodes[node].state_dir / "groups" / f"{group.name}.json"
         self.state_file = StateFile(path, group.name)
-        self.stores = [Backing(v.name, v.backing[node], v.size_bytes, self.executor, self.fail) for v in group.volumes]
+        known = bool(self.state_file.state.lineage)
+        self.stores = [
+            Backing(v.name, v.backing[node], v.size_bytes, self.executor, self.fail, had_data=known)
+            for v in group.volumes
+        ]
+        self._backings = {store.volume: store.identity for store in self.stores}
+        if replaced := ", ".join(str(store.path) for store in self.stores if self._is_replaced(store)):
+            log.error("group %s: %s: not the files that had its data; see `stortrends-ha status`", group.name, replaced)
         self.unclean = self.state_file.state.open
         self.blank = False
         self.looking = ""  # why it is not known yet whether the replica is blank
@@ -55,6 +64,15 @@ class Replica:
         self.link_counters = LinkCounters()
         self.volume_counters = [VolumeCounters() for _ in group.volumes]
         self.endpoints: list[Endpoint] = []  # of the owner's clients, as the owner told last
+
+    def _is_replaced(self, store: Backing) -> bool:
+        before = self.state_file.state.backings.get(store.volume)
+        return bool(before and store.identity) and before != store.identity
+
+    @property
+    def lineage(self) -> str:
+        """The identity of the data; empty if these volumes have none that is known."""
+        return "" if any(map(self._is_replaced, self.stores)) else self.state_file.state.lineage
 
     # --- Becoming owner or secondary ------------------------------------------------------------
 
@@ -69,14 +87,14 @@ class Replica:
             return "a sync of this replica did not end, so its copy is not complete"
         if state.lost_cache and not clears_loss:
             return "its host restarted or its disk failed, so its copy may lack acknowledged writes"
-        if not state.lineage and record.epoch > 1:
+        if not self.lineage and record.epoch > 1:
             return f"this replica has no data of the group, which is at epoch {record.epoch} already"
         return ""
 
     def begin_to_lead(self, record: Record, forced: bool, clears_loss: bool) -> None:
         """Durable before any change: that this node owns, and the data's identity. Raises StorageError."""
-        changes: dict[str, Any] = {"open": True}
-        if forced or not self.state_file.state.lineage:
+        changes: dict[str, Any] = {"open": True, "backings": self._backings}
+        if forced or not self.lineage:
             changes["lineage"] = uuid.uuid4().hex
         if forced or clears_loss:
             changes["lost_cache"] = False
@@ -101,7 +119,7 @@ class Replica:
 
     def begin_to_follow(self, lineage: str, full: bool) -> None:
         """Durable before anything of a session is applied. Raises StorageError."""
-        self.state_file.begin(lineage=lineage, needs_sync=full)
+        self.state_file.begin(lineage=lineage, needs_sync=full, backings=self._backings)
 
     def synced(self) -> None:
         """Rule 9: all is copied and flushed here; durable when this returns. Raises StorageError."""
@@ -110,7 +128,7 @@ class Replica:
 
     async def look_if_blank(self) -> None:
         """A secondary without lineage may be filled only if there is nothing on it."""
-        if self.state_file.state.lineage:
+        if self.lineage:
             return
         loop = asyncio.get_running_loop()
         found = []
@@ -131,8 +149,8 @@ class Replica:
             software=__version__,
             record=record,
             volumes=tuple((volume.name, volume.size_bytes) for volume in self.group.volumes),
-            lineage=state.lineage,
-            blank=self.blank and not state.lineage,
+            lineage=self.lineage,
+            blank=self.blank and not self.lineage,
             lost_cache=state.lost_cache,
             needs_sync=state.needs_sync,
             unclean=self.unclean or unclean,
@@ -168,8 +186,8 @@ class Replica:
         """What the supervisor judges by whether this node could own."""
         state = self.state_file.state
         return {
-            "lineage": state.lineage,
-            "blank": self.blank and not state.lineage,
+            "lineage": self.lineage,
+            "blank": self.blank and not self.lineage,
             "lost_cache": state.lost_cache,
             "needs_sync": state.needs_sync,
             "settled_epoch": state.settled_epoch,

@@ -31,7 +31,7 @@ from stortrends_ha.replication.interfaces import Buffer
 # linux/falloc.h
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16
 _MODE_OF_OP = {OP_PUNCH: _PUNCH_HOLE | _KEEP_SIZE, OP_ZERO: _ZERO_RANGE | _KEEP_SIZE}
-_BLKROGET = 0x125E  # linux/fs.h
+_BLKROGET, _FS_IOC_GETVERSION = 0x125E, 0x80087601  # linux/fs.h
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY)
 _SHORTER = "it has become shorter than the volume"
 _ZEROES = bytes(WRITE_PIECE_BYTES)
@@ -58,14 +58,18 @@ class Backing:
         size_bytes: int,
         executor: Executor,
         failed: Callable[[StorageError], None],
+        *,
+        had_data: bool = False,
     ) -> None:
+        """``had_data``: whether there is data of the group on it, or was. Raises StorageError."""
         self.volume = volume
         self.path = path
         self.size_bytes = size_bytes
         self._executor = executor
         self._report_failure = failed
-        self.fd = _open(volume, path, size_bytes)
+        self.fd = _open(volume, path, size_bytes, had_data)
         self._is_device = stat.S_ISBLK(os.fstat(self.fd).st_mode)
+        self.identity = "" if self._is_device else _identity(self.fd)
         self.can_punch = self._probe(_PUNCH_HOLE | _KEEP_SIZE)
         self.can_zero_fast = self.can_punch and not self._is_device
         self.can_zero_allocated_fast = self.can_zero_fast and self._probe(_ZERO_RANGE | _KEEP_SIZE)
@@ -252,16 +256,32 @@ class Backing:
         return StorageError(f"volume {self.volume}: cannot {what} {self.path}: {reason}")
 
 
-def _open(volume: str, path: Path, size_bytes: int) -> int:
+def _identity(fd: int) -> str:
+    """What no other file has, and this one keeps over renaming, remounting and rebooting; empty where files have none
+    (not every file system keeps inode numbers, but those that count their generations do)."""
+    try:
+        generation = int.from_bytes(fcntl.ioctl(fd, _FS_IOC_GETVERSION, bytes(8))[:4], sys.byteorder)
+    except OSError:
+        return ""
+    return f"inode {os.fstat(fd).st_ino}, generation {generation}"
+
+
+def _open(volume: str, path: Path, size_bytes: int, had_data: bool) -> int:
     """Open the backing for this process alone. Raises StorageError."""
     try:
         # O_EXCL without O_CREAT: of a block device, the kernel refuses one that is mounted or in use.
         exclusive = os.O_EXCL if path.is_block_device() else 0
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | exclusive)
     except FileNotFoundError:
+        create = f"'truncate -s {size_bytes} {path}'"
         raise StorageError(
-            f"volume {volume}: its backing file {path} does not exist: create it, for example with "
-            f"'truncate -s {size_bytes} {path}', or correct its path"
+            f"volume {volume}: its backing file {path} does not exist: "
+            + (
+                f"mount its disk, or correct its path. If it is lost, make an empty one with {create}, which is then "
+                "filled by the other node"
+                if had_data
+                else f"create it, for example with {create}, or correct its path"
+            )
         ) from None
     except OSError as e:
         raise StorageError(

@@ -8,6 +8,7 @@
     needs_sync     a full sync of this replica has begun and not ended
     settled_epoch  the newest epoch at which this node owned alone and all that was cached before had become stable:
                    since then it wrote through, so while the record has it alone at that epoch a lost cache lost nothing
+    backings       of each volume the identity of the file that holds this data, where files have one
 
 The group's record is not in it: the supervisor keeps that, and tells it with every command.
 
@@ -17,7 +18,8 @@ finds the old or the new version whole.
 
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ class ReplicaState:
     lost_cache: bool = False
     needs_sync: bool = False
     settled_epoch: int = 0
+    backings: Mapping[str, str] = field(default_factory=dict)
 
 
 class StateFile:
@@ -118,5 +121,6 @@ def _decode(value: dict[str, Any]) -> ReplicaState:
         lineage=typed(value["lineage"], str),
         boot_id=typed(value["boot_id"], str),
         settled_epoch=typed(value["settled_epoch"], int),
+        backings={str(volume): typed(one, str) for volume, one in value.get("backings", {}).items()},
         **{key: typed(value[key], bool) for key in ("open", "lost_cache", "needs_sync")},
     )

@@ -116,6 +116,53 @@ class TestPeersThatDoNotFit:
             assert file.read(MIB) == b"\x55" * MIB
 
 
+class TestDisksThatWereReplaced:
+    """Another file than the one that had the data, though the node's state says that it has it (rules 3 and 10)."""
+
+    @pytest.mark.parametrize("name", [OWNER, SECONDARY])
+    def test_an_empty_one_is_filled_by_the_other_node_and_never_copied(
+        self, make_cluster: MakeCluster, name: str
+    ) -> None:
+        cluster = make_cluster().start()
+        qemu_io(cluster.uri(), "write -P 0x5b 0 1M", "flush")
+        for node in cluster.nodes.values():
+            node.kill()
+        cluster.backing(name).unlink()
+        with cluster.backing(name).open("wb") as file:
+            file.truncate(cluster.size_bytes())
+        cluster.nodes[name].start()
+        cluster.nodes[name].wait_ready()
+        for node in cluster.nodes.values():
+            if not node.running:
+                node.start()
+        cluster.wait_in_sync()
+        qemu_io(cluster.uri(), "read -P 0x5b 0 1M")
+        cluster.settle()
+        cluster.assert_identical()
+
+    def test_a_foreign_one_is_neither_served_nor_overwritten(self, make_cluster: MakeCluster) -> None:
+        cluster = make_cluster().start()
+        qemu_io(cluster.uri(), "write -P 0x5b 0 1M", "flush")
+        cluster.secondary.kill()
+        cluster.backing(SECONDARY).unlink()
+        with cluster.backing(SECONDARY).open("wb") as file:
+            file.write(b"somebody needs this".ljust(cluster.size_bytes(), b"\1"))
+        cluster.secondary.start()
+        found = cluster.secondary.wait("refuses", lambda group: group["link"]["state"] == "refused")
+        assert "node-b has data of unknown origin" in found["why"]
+        assert "not the files that had its data" in cluster.secondary.log
+        with cluster.backing(SECONDARY).open("rb") as file:
+            assert file.read(19) == b"somebody needs this"
+
+    def test_a_missing_one_is_to_be_mounted_before_it_is_made_anew(self, make_cluster: MakeCluster) -> None:
+        cluster = make_cluster().start()
+        cluster.secondary.stop()
+        cluster.backing(SECONDARY).unlink()
+        cluster.secondary.start()
+        assert cluster.secondary.ended() == 1
+        assert "mount its disk, or correct its path. If it is lost, make an empty one" in cluster.secondary.log
+
+
 @pytest.fixture(scope="module")
 def lonely(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Only the secondary runs: it listens to whoever says that he is the owner."""
