@@ -334,7 +334,7 @@ class Group:
             self._propose(anew, "both caches are lost: the last owner's copy wins", view)
         elif not self._alone_since:
             self._register.read(view.now_ns)
-        elif self._register.open is not None or (self.record.alone and (self._register.proposing or self._old_record)):
+        elif self._may_be_open(replica):
             self._propose(anew, "what this node proposed before may not be settled", view)
         elif self.record.alone:
             self._lead(view)
@@ -342,6 +342,13 @@ class Group:
             self._propose(anew, judge.silence(self._peer, view), view)
         elif view.alive and view.peer and view.peer.promise:
             self._lead(view)
+
+    def _may_be_open(self, replica: Replica) -> bool:
+        """Whether a proposal of this life, or of the one before, may be granted yet. A copy without data was never
+        served, so no former life of its node has proposed anything."""
+        if self._register.open is not None:
+            return True
+        return self.record.alone and (self._register.proposing or (self._old_record and replica.has_data))
 
     # --- The secondary ------------------------------------------------------------------------
 
@@ -387,6 +394,8 @@ class Group:
         if self._wishes.force and judge.may_override(view):
             self._force(view)
         elif self.record.owner == self._me:  # an override that nobody answered
+            self._forcing = None  # the same record may yet be granted for an ordinary reason: with all the data
+            self._wishes.begun_no_more()
             self._rest("the override was not granted")
         elif judge.owner_is_back(self.record, view) and not self._register.asking:
             self._say(f"following again, as {self._peer} is back")

@@ -36,6 +36,12 @@ def test_a_new_group_is_given_to_the_arbiter_by_both_nodes_and_saved_before_it_i
     assert (lead.record, lead.not_before_ns) == (Record(1, A, (A,)), 0)
 
 
+def test_an_owner_of_a_new_group_that_is_restarted_before_it_ever_served_leads_by_the_first_record() -> None:
+    machine = Machine(Record(1, A, (A,)))
+    machine.replica_is(has_data=False)
+    assert only(machine.step(), do.Lead).record == Record(1, A, (A,))
+
+
 def test_a_node_that_lost_its_state_learns_the_record_instead_of_beginning_anew() -> None:
     machine = Machine(Record(1, A, (A,)), alone_since=0)
     read = only(machine.step(), do.Read)
@@ -583,6 +589,22 @@ def test_a_takeover_after_an_override_that_came_to_nothing_is_an_ordinary_one() 
     for _ in range(5):
         assert not [effect for effect in machine.step() if isinstance(effect, do.Propose | do.Lead)]
         machine.passes(S)
+
+
+def test_what_is_granted_after_an_override_was_given_up_is_led_as_if_there_had_been_none() -> None:
+    machine = Machine(mirrored())
+    machine.peer_is_silent()
+    force = only(machine.done(only(machine._sorted(machine.group.force(machine.view)), do.Idle)), do.Force)
+    machine.answered(force, UNKNOWN)
+    machine.passes(31 * S)
+    machine.step()
+    machine.passes(S)
+    propose = only(machine.step(), do.Propose)
+    lead = only(machine.saved(only(machine.answered(propose, Granted()), do.Save)), do.Lead)
+    assert (lead.record, lead.forced) == (alone(6), False)
+    machine.replica_is(epoch=6, leading=True, serving=True)
+    machine.done(lead)
+    assert not machine.moved
 
 
 def test_an_override_lets_an_owner_go_on_alone_without_its_arbiter_and_loses_nothing() -> None:
