@@ -87,7 +87,7 @@ class Replica:
             return "a sync of this replica did not end, so its copy is not complete"
         if state.lost_cache and not clears_loss:
             return "its host restarted or its disk failed, so its copy may lack acknowledged writes"
-        if not self.lineage and record.epoch > 1:
+        if not self.lineage and (record.epoch > 1 or state.lineage):
             return f"this replica has no data of the group, which is at epoch {record.epoch} already"
         return ""
 
