@@ -12,7 +12,9 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-SEEDS ?= 1000
+SEEDS ?= 20000
+MIRROR_SEEDS ?= 1000
+START ?= $(shell date +%s)
 FUZZ_ROUNDS ?= 10
 
 # program:package of Debian that has it; a path (with *) stands for itself
@@ -108,8 +110,9 @@ fuzz: $(VENV)/.test ## Run the fuzz tests for long (FUZZ_ROUNDS=10)
 	done
 
 .PHONY: simulate
-simulate: $(VENV)/.test ## Run the simulation on many seeds (SEEDS=1000)
-	$(BIN)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
+simulate: $(VENV)/.test ## Run the simulator for long (SEEDS=20000, START=first seed; new ones by default)
+	$(BIN)/python -m tests.simulator --seeds $(SEEDS) --start $(START) $(ARGS)
+	$(BIN)/python -m tests.simulation --seeds $(MIRROR_SEEDS) --start $(START)
 
 .PHONY: clean
 clean: ## Remove .venv and all caches

@@ -41,6 +41,7 @@ def status(arguments: argparse.Namespace, reads: int) -> dict[str, Any]:
             "failure": "",
         },
         "serving": True,
+        "cannot_listen": "",
         "endpoints": [],
         "link": {
             "state": "connected",

@@ -134,7 +134,8 @@ class WitnessArbiter:
         return Refused(answer.current) if answer.kind == "refused" else self._odd(answer)
 
     def _odd(self, answer: Answer) -> Unreachable:
-        return self._unreachable(answer.why if answer.kind == "error" else f"it answered {answer.kind!r}", asked=True)
+        why = answer.why.rstrip(".") if answer.kind == "error" else f"it answered {answer.kind!r}"
+        return self._unreachable(why, asked=True)
 
     def _unreachable(self, why: str, *, asked: bool) -> Unreachable:
         return Unreachable(f"the witness at {self._address} cannot be asked: {why}", asked)

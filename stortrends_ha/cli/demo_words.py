@@ -71,9 +71,9 @@ does with reconnect-delay, sees pauses and no errors:
   Move {first.name} to {other.name} while it is in use, and back
     {_command(layout, "group", "move", first.name, "--to", other.name)}
     {_command(layout, "group", "move", first.name, "--to", owner.name)}
-  Kill the owner of {first.name}: within seconds {other.name} takes over, and the same URI is served
+  Kill the owner of {first.name}: {other.name} takes over, and after about two seconds the same URI is served
     kill -9 {owner.pid}
-    qemu-img info {first.uri}
+    sleep 2; qemu-img info {first.uri}
   Start it again: what differs is copied, and {first.name} is in sync again, now owned by {other.name}
     {shlex.join(owner.command)}
   Kill the witness: nothing happens, as it is only asked when something has to change. Start it again:

@@ -17,6 +17,7 @@ from typing import Any
 from stortrends_ha.cli import client
 from stortrends_ha.cli.client import NoAnswer, NodeStatus
 from stortrends_ha.cli.status import ask
+from stortrends_ha.cli.words import sentence
 from stortrends_ha.config import Cluster, load
 from stortrends_ha.errors import ConfigError, StorTrendsError
 
@@ -214,7 +215,7 @@ class Moving:
         if not stage or _gist(stage) in self._said:
             return ""
         self._said.add(_gist(stage))
-        return f"Group {self.group}: {stage}."
+        return sentence(f"Group {self.group}: {stage}")
 
     def _ended(self, views: Mapping[str, View], now_s: float) -> str:
         """What came of it, to stand after the group's name; empty while it is under way."""
@@ -261,7 +262,8 @@ class Moving:
         """What is being done, or what it waits for."""
         newest = _newest(views)
         if newest["owner"] == self.to and newest["epoch"] > self.epoch:
-            return f"{self.to} owns it now, and begins to serve"
+            late = now_s >= self.began_s + SAY_WHY_AFTER_S and newest["why"]
+            return f"{self.to} owns it now, {f'but does not serve yet: {late}' if late else 'and begins to serve'}"
         for node, view in views.items():
             if view["phase"] in _STAGES:
                 return _STAGES[view["phase"]].format(node=node)
@@ -313,7 +315,7 @@ def _reasons(nodes: Nodes, group: str) -> Iterator[str]:
         why = view["why"]
         if view["arbiter"] and view["arbiter"] not in why:
             why = f"{why}; {view['arbiter']}" if why else view["arbiter"]
-        yield f"  {node} says: {view['owner']} owns {group}; here it is {view['state']}{f': {why}' if why else ''}."
+        yield sentence(f"  {node} says: {view['owner']} owns {group}; here it is {view['state']}{why and f': {why}'}")
 
 
 def _views(nodes: Nodes, group: str) -> dict[str, View]:

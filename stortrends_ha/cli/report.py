@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stortrends_ha.cli.client import NodeStatus
+from stortrends_ha.cli.words import sentence
 
 GroupStatus = dict[str, Any]
 
@@ -183,8 +184,8 @@ def _paths(nodes: Mapping[str, NodeStatus], verbose: bool) -> Iterator[Text]:
             counts = (
                 f" ({path['received']} received, {path['dropped']} dropped, {path['sent']} sent)" if verbose else ""
             )
-            why = f": {path['why'].rstrip('.')}" if silent and path["why"] else ""
-            yield Text(f"{way} from {path['peer']} on {path['own']}{since}{counts}{why}.")
+            why = f": {path['why']}" if silent and path["why"] else ""
+            yield Text(sentence(f"{way} from {path['peer']} on {path['own']}{since}{counts}{why}"))
 
 
 def _is_silent(path: dict[str, Any], uptime_s: float) -> bool:
@@ -210,7 +211,7 @@ def _arbiter(nodes: Mapping[str, NodeStatus]) -> Iterator[Text]:
             else "Until that is over, no group can get another owner or another node in sync."
         )
         of = f" ({', '.join(groups)})" if len(groups) < len(_all_groups(nodes)) else ""
-        yield Text.assemble(("Warning: ", "bold yellow"), f"{why.rstrip('.')}{of}. {meanwhile}")
+        yield Text.assemble(("Warning: ", "bold yellow"), f"{sentence(why.rstrip('.') + of)} {meanwhile}")
 
 
 def _all_groups(nodes: Mapping[str, NodeStatus]) -> dict[str, None]:
@@ -261,7 +262,7 @@ def _last_moves(views: Mapping[str, GroupStatus]) -> Iterator[tuple[str, dict[st
 
 
 def _trouble(before: str, state: str, why: str) -> Text:
-    return Text.assemble(before, _state(state), f": {why.rstrip('.')}." if why else ".")
+    return Text.assemble(before, _state(state), sentence(f": {why}" if why else ""))
 
 
 def _duration(seconds: float) -> str:

@@ -120,11 +120,13 @@ def _taking(group: Group, peer_name: str, view: View) -> str:
 
 
 def _leading(group: Group, peer_name: str, view: View) -> tuple[str, str]:
+    replica = view.replica
+    if replica is not None and replica.cannot_listen:
+        return "held", f"this node {replica.cannot_listen}"
     if group.record.alone:
         return _alone(group, peer_name, view)
     if view.suspected:
         return "held", _going_alone(group, peer_name, silence(peer_name, view))
-    replica = view.replica
     if group.waits_for and replica is not None and replica.leading and not replica.session:
         if replica.peer_unfit:
             return "held", _going_alone(group, peer_name, replica.peer_unfit, back=False)

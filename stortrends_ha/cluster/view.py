@@ -20,6 +20,7 @@ class Replica:
     needs_sync: bool  # a sync of it began and did not end
     settled_epoch: int  # the epoch alone at which all that was cached had become stable
     has_data: bool = True  # it has a lineage: it was served or synced once
+    cannot_listen: str = ""  # why clients cannot connect here, or could not if it owned
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ secret, which `load` does not, so that a file can be judged on any machine.
 import os
 from pathlib import Path
 
+from stortrends_ha.config.addresses import on_one_machine
 from stortrends_ha.config.checks import check_relations
 from stortrends_ha.config.document import Problems, parse, read_text
 from stortrends_ha.config.key_file import read_key
@@ -52,6 +53,7 @@ __all__ = [
     "Volume",
     "Witness",
     "load",
+    "on_one_machine",
     "read_key",
 ]
 

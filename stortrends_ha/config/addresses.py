@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from stortrends_ha.config.document import Problems, join, shown
-from stortrends_ha.config.model import Address, is_wildcard
+from stortrends_ha.config.model import Address, Cluster, is_wildcard
 
 LOOPBACK = "loopback"  # every loopback address means the same machine
 
@@ -47,6 +47,11 @@ def machine_of(host: str) -> str:
         return LOOPBACK if ipaddress.ip_address(address).is_loopback else address
     except ValueError:
         return address
+
+
+def on_one_machine(cluster: Cluster) -> bool:
+    """Whether both nodes are on the same machine, as when everything is tried out on one."""
+    return len({machine_of(node.address) for node in cluster.nodes.values()}) == 1
 
 
 def by_machine(nodes: Values) -> dict[str, dict[str, Any]]:

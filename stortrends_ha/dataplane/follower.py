@@ -2,6 +2,8 @@
 
 Order that matters: what a session needs is durable before OPENED is sent (``replication.opening``), so before anything
 of it is applied. One session at a time: a new one ends the old one first, so nothing of two can mix.
+Now and then it looks whether clients could connect if it owned, so that nothing is handed over to where they cannot;
+not where the owner is on the same machine, as it has the address then.
 Rule 4: after ``stop`` nothing more is applied or acknowledged, by whatever connection. What was applied stays: if this
 node takes over, what the owner never had answered may be there, as a client that got no answer must expect.
 """
@@ -12,7 +14,7 @@ import logging
 import socket
 from collections.abc import Callable
 
-from stortrends_ha.config import Address
+from stortrends_ha.config import Address, on_one_machine
 from stortrends_ha.errors import ProtocolError, SessionRefusedError, StartError, StorageError
 from stortrends_ha.protocol import link as wire
 from stortrends_ha.protocol.link import Endpoint, Kind
@@ -24,7 +26,7 @@ from stortrends_ha.replication.session import Hello
 from .link_socket import LinkSocket, carry_out
 from .replica import Replica
 from .report import Status, base, link_status
-from .sockets import set_up, tcp_listener
+from .sockets import set_up, tcp_listener, tcp_obstacle
 from .watch import end_with
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 _BAD_INPUT_REPORT_S = 10.0
 _OPENING_AT_MOST = 8  # connections that have not opened a session yet
 _LISTEN_AGAIN_S = 0.05
+_LOOK_S = 1.0
 
 
 class Follower:
@@ -55,12 +58,19 @@ class Follower:
         self._listener: socket.socket | None = None
         self._listen_again: asyncio.TimerHandle | None = None
         self._cannot_listen = ""
+        self._look_again: asyncio.TimerHandle | None = None
+        self._no_clients = ""  # why none could connect if this node owned
         self._ending = False  # this node ends the session on purpose
 
     # --- Commands -----------------------------------------------------------------------------
 
     def start(self) -> None:
         """Listen for the owner: now, or as soon as that is possible."""
+        self._listen()
+        if not on_one_machine(self._replica.cluster):
+            self._look_for_clients()
+
+    def _listen(self) -> None:
         self._listen_again = None
         try:
             self._listener = tcp_listener(self._address.host, self._address.port, "the link")
@@ -68,11 +78,20 @@ class Follower:
             if not self._cannot_listen:
                 log.warning("group %s: %s; trying again", self._replica.group.name, e)
             self._cannot_listen = str(e)
-            self._listen_again = self._loop.call_later(_LISTEN_AGAIN_S, self.start)
+            self._listen_again = self._loop.call_later(_LISTEN_AGAIN_S, self._listen)
         else:
             self._cannot_listen = ""
             self._loop.add_reader(self._listener.fileno(), self._accept)
         self._changed()
+
+    def _look_for_clients(self) -> None:
+        group, before = self._replica.group, self._no_clients
+        self._no_clients = tcp_obstacle(group.nbd.host, group.nbd.port, "NBD")
+        self._look_again = self._loop.call_later(_LOOK_S, self._look_for_clients)
+        if self._no_clients != before:
+            if self._no_clients:
+                log.warning("group %s: this node could not serve clients: %s", group.name, self._no_clients)
+            self._changed()
 
     def follow(self, record: Record) -> None:
         """Rule 6: from now on sessions are for exactly this record."""
@@ -84,6 +103,8 @@ class Follower:
         """Rule 4: stop listening, end the session; nothing more is applied or acknowledged."""
         if self._listen_again is not None:
             self._listen_again.cancel()
+        if self._look_again is not None:
+            self._look_again.cancel()
         if self._listener is not None:
             self._loop.remove_reader(self._listener.fileno())
             self._listener.close()
@@ -240,6 +261,7 @@ class Follower:
             **base(self._replica, self.record),
             "role": "secondary",
             "session": connected,
+            "cannot_listen": self._no_clients,
             "state": state,
             "why": why,
             "link": link,
@@ -259,4 +281,6 @@ class Follower:
             return "syncing", f"what differs is being copied from {owner}"
         if self._replica.node not in self.record.in_sync:
             return "syncing", f"it has everything that {owner} has and is about to be added"
+        if self._no_clients:
+            return "in-sync", f"it could not serve clients if it owned: {self._no_clients}"
         return "in-sync", ""

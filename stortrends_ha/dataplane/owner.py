@@ -274,6 +274,7 @@ class Owner:
             "joinable": self._may_join(),
             "peer_unfit": self._peer_unfit(),
             "serving": self._serving(),
+            "cannot_listen": self._server.why,
             "endpoints": self._server.endpoints(),
             "state": state,
             "why": why,
@@ -289,9 +290,10 @@ class Owner:
         }
 
     def _serving(self) -> bool:
+        """Whether clients are answered: whoever cannot even connect is not."""
         primary = self._primary
         able = self.record.alone or primary.connected
-        return able and not (primary.failed or self._releasing) and self.gate.open_at(now_ns())
+        return able and not (primary.failed or self._releasing or self._server.why) and self.gate.open_at(now_ns())
 
     def _peer_unfit(self) -> str:
         """Rule 9: why the owner must go alone before its secondary can be synced."""

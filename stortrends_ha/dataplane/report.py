@@ -33,6 +33,7 @@ def base(replica: Replica, record: Record | None) -> Status:
         "peer_unfit": "",
         "fit": replica.fit(),
         "serving": False,
+        "cannot_listen": "",
         "endpoints": replica.endpoints,
         "state": "failed" if replica.failure else "idle",
         "why": replica.failure or "it has no role: its supervisor has not given it one",

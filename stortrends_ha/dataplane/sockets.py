@@ -26,25 +26,52 @@ def set_up(sock: socket.socket) -> None:
 def tcp_listener(host: str, port: int, purpose: str, absent: bool = False) -> socket.socket:
     """A non-blocking listening socket; ``absent``: its address may come to this node later. Raises StartError."""
     try:
-        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(family, kind)
+        listener = _bound(host, port, absent)
         try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            if absent:
-                level, option = _FREEBIND[family]
-                listener.setsockopt(level, option, 1)
-            listener.bind(where)
             listener.listen(_WAITING_CONNECTIONS)
         except OSError:
             listener.close()
             raise
     except OSError as e:
-        what_to_do = "stop what uses it, or change it in the configuration"
-        raise StartError(f"cannot listen on {Address(host, port)} for {purpose}: {e.strerror}; {what_to_do}") from None
+        raise StartError(_cannot_listen(host, port, purpose, e)) from None
     listener.setblocking(False)
     return listener
+
+
+def tcp_obstacle(host: str, port: int, purpose: str) -> str:
+    """Why ``tcp_listener`` with ``absent`` would fail now, in its words; empty if it would not, and for a host name, as
+    looking it up may take long. Nobody can connect meanwhile: it is never listened on."""
+    try:
+        _bound(host, port, absent=True, flags=socket.AI_NUMERICHOST).close()
+    except socket.gaierror:
+        return ""
+    except OSError as e:
+        return _cannot_listen(host, port, purpose, e)
+    return ""
+
+
+def _bound(host: str, port: int, absent: bool, flags: int = 0) -> socket.socket:
+    """A socket that has the address. Raises OSError."""
+    flags |= socket.AI_PASSIVE
+    family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)[0]
+    sock = socket.socket(family, kind)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if absent:
+            level, option = _FREEBIND[family]
+            sock.setsockopt(level, option, 1)
+        sock.bind(where)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _cannot_listen(host: str, port: int, purpose: str, error: OSError) -> str:
+    what_to_do = "stop what uses it, or change it in the configuration"
+    return f"cannot listen on {Address(host, port)} for {purpose}: {error.strerror}; {what_to_do}"
 
 
 def unix_listener(path: Path) -> socket.socket:

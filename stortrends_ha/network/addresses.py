@@ -225,8 +225,8 @@ def _remove_all(group: str, ips: Iterable[IPAddress]) -> str:
 
     try:
         for found in kernel.remove_all(frozenset(ips)):
-            kind = "put there for good by something else, " if found.permanent else ""
-            log.info("Group %s: %s, %shas been removed from %s.", group, found.ip, kind, found.interface)
+            kind = ", put there for good by something else," if found.permanent else ""
+            log.info("Group %s: %s%s has been removed from %s.", group, found.ip, kind, found.interface)
     except NetworkError as error:
         return str(error)
     except Exception:

@@ -139,12 +139,22 @@ class GroupRunner:
             record=core.record,
             phase=core.phase.value,
             promise=core.promise(self.view()),
-            fit=core.unfit(replica),
+            fit=self.unfit,
             lost=replica is not None and replica.lost_cache,
             leading=core.leading,
             serving=status is not None and status["serving"] and status["epoch"] == core.record.epoch,
             want="move" if core.wants else "",
         )
+
+    @property
+    def unfit(self) -> str:
+        """Why the group should not be given to this node, a clause; empty if it can be. That clients could not connect
+        speaks against a handover only: when its owner is lost, the secondary takes over, and listens when it can."""
+        replica = _replica(self._status)
+        if why := self.core.unfit(replica):
+            return why
+        follows = self.core.phase is Phase.FOLLOWING
+        return f"it {replica.cannot_listen}" if follows and replica is not None and replica.cannot_listen else ""
 
     def explain(self) -> tuple[str, str]:
         """(state, why): what the decisions add to what the data process says of itself; empty if nothing."""
@@ -235,7 +245,7 @@ class GroupRunner:
         for effect in effects:
             self._carry_out(effect)
         core = self.core
-        told = (core.record, core.phase, core.leading, core.wants, self.serving, core.promise(self.view()))
+        told = (core.record, core.phase, core.leading, core.wants, self.serving, self.unfit, core.promise(self.view()))
         if told != self._told:
             self._told = told
             self._changed()
@@ -379,6 +389,7 @@ def _replica(status: Status | None) -> Replica | None:
         needs_sync=fit["needs_sync"],
         settled_epoch=fit["settled_epoch"],
         has_data=bool(fit["lineage"]),
+        cannot_listen=status["cannot_listen"],
     )
 
 

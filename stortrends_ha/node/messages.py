@@ -96,6 +96,7 @@ class Status(TypedDict):
     """A group, as its data process sees it: sent at every change of state and once a second.
 
     ``epoch``, ``owner`` and ``in_sync`` are of the record that it acts for; 0, "" and [] before the first order.
+    ``cannot_listen``: why clients cannot connect; on the secondary, why they could not if it owned. A clause.
     ``endpoints``: TCP connections of the owner's clients: client host, its port, server host, its port.
     """
 
@@ -111,6 +112,7 @@ class Status(TypedDict):
     peer_unfit: str
     fit: Fit
     serving: bool
+    cannot_listen: str
     endpoints: list[tuple[str, int, str, int]]
     link: LinkStatus
     resync: Resync | None
@@ -195,6 +197,7 @@ _STATUS_SHAPE: Mapping[str, Any] = {
         "failure": str,
     },
     "serving": bool,
+    "cannot_listen": str,
     "endpoints": _EachItem((str, int, str, int)),
     "link": {
         "state": {"connected", "connecting", "listening", "refused", "idle"},

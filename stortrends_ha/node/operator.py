@@ -112,7 +112,7 @@ class Operator:
             return f"{to} is being stopped", f"{to} is back and in sync"
         if to not in core.record.in_sync:
             return f"{to} is not in sync", f"{to} is in sync"
-        unfit = core.unfit(view.replica) if here else peer.unfit if peer else ""
+        unfit = runner.unfit if here else peer.unfit if peer else ""
         if unfit:
             return f"{to} must not own it, as {unfit}", "that is over"
         if core.waits_for and not here:  # the owner looks every few seconds; the secondary's word may be old

@@ -14,7 +14,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import aiofiles
@@ -37,12 +37,16 @@ class Records:
         self._directory = state_dir / "records"
         self._drained = state_dir / "drained"
 
-    def load(self, group: str, preferred_owner: str) -> Saved:
-        """What was saved; at the very first start the preferred owner is alone in sync. Raises StartError."""
+    def load(self, group: str, preferred_owner: str, nodes: Container[str]) -> Saved:
+        """What was saved; at the very first start the preferred owner is alone in sync. ``nodes``: those that there
+        are. Raises StartError."""
         path = self._directory / f"{group}.json"
         try:
             value = json.loads(path.read_text())
-            return Saved(Record.decode(value["record"]), int(value["alone_since"]))
+            record = Record.decode(value["record"])
+            if strange := [node for node in record.in_sync if node not in nodes]:
+                raise ValueError(f"the cluster file has no node {' and no node '.join(strange)}: was one renamed?")
+            return Saved(record, int(value["alone_since"]))
         except FileNotFoundError:
             return Saved(Record(1, preferred_owner, (preferred_owner,)), 0)
         except OSError as error:

@@ -225,6 +225,7 @@ def _unreported(cluster: Cluster, name: str, group: Group, view: View) -> Status
             "failure": "",
         },
         "serving": False,
+        "cannot_listen": "",
         "endpoints": [],
         "state": view.state,
         "why": view.why,

@@ -129,7 +129,7 @@ class Supervisor:
                 self._cluster,
                 self._name,
                 name,
-                self._records.load(name, group.preferred_owner),
+                self._records.load(name, group.preferred_owner, self._cluster.nodes),
                 membership=self._membership,
                 records=self._records,
                 wishes=self._wishes,

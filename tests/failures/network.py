@@ -12,8 +12,9 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from harness import is_running, wait_for
@@ -154,6 +155,25 @@ class Machine:
 
     def cables_in(self) -> None:
         _ip_batch(self.switch, [f"link set {port} up" for port in self.ports])
+
+    @contextlib.contextmanager
+    def port_taken(self, port: int) -> Iterator[None]:
+        """Some program there has this TCP port, at every address; it closes whatever connection comes."""
+        program = f"""
+import socket
+listener = socket.create_server(("", {port}))
+print(flush=True)
+while True:
+    listener.accept()[0].close()
+"""
+        command = self.command([sys.executable, "-c", program])
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            try:
+                assert process.stdout is not None
+                assert process.stdout.readline()
+                yield
+            finally:
+                process.kill()
 
     def kill_all(self) -> None:
         """SIGKILL to everything there; returns when all of it has ended."""

@@ -209,6 +209,8 @@ class TestState:
         for text in ("{", '{"record": {"epoch": 3, "owner": "node-a", "in_sync": []}, "alone_since": 0}'):
             path.write_text(text)
             fails(cluster, GROUP, str(path), "damaged")
+        path.write_text('{"record": {"epoch": 3, "owner": "node-x", "in_sync": ["node-x"]}, "alone_since": 3}')
+        fails(cluster, GROUP, str(path), "damaged", "no node node-x")
 
     def test_a_state_directory_that_is_a_file(self, cluster: Cluster) -> None:
         path = cluster.directory / "file"

@@ -175,7 +175,10 @@ class Chaos:
     def _doom(self) -> None:
         host = self._host()
         how = self._random.choice(("kill", "kill", "power", "kill process", "pause"))
-        host.doom_in(self._random.randrange(1, 14), how)
+        if self._random.random() < 0.5:
+            host.doom_in(self._random.randrange(1, 14), how)
+        else:
+            host.doom_in(0, how, calls=self._random.randrange(1, 60))
 
     def _disk(self) -> None:
         host = self._host()

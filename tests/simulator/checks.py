@@ -2,12 +2,15 @@
 
 from typing import TYPE_CHECKING
 
-from stortrends_ha.cluster import effects as do
+from stortrends_ha.cluster.group import Group
+from stortrends_ha.cluster.phases import Phase
+from stortrends_ha.dataplane.owner import Owner
 from stortrends_ha.record import Record
 
-from .history import Violation
+from .history import Operation, Violation
 
 if TYPE_CHECKING:
+    from .data_process import DataProcess
     from .host import Host
     from .world import World
 
@@ -32,30 +35,79 @@ class Checks:
         if known != record and not self._world.arbiter.forced:
             raise Violation(f"two records of one epoch: {known} and {record}")
 
+    def acts(self, host: "Host", record: Record) -> None:
+        """A node takes a role only by a record that it has saved."""
+        saved = host.saved.record.epoch if host.saved is not None else self._world.first_record.epoch
+        if record.epoch > saved:
+            raise Violation(f"{host.name} acts by {record}, which it has not saved")
+
     def may_answer(self, host: "Host") -> None:
         """Rule 5: a client could be answered; nobody else could answer one."""
         other = host.peer.process
         if other is not None and other.may_answer and not self._world.split_by_force:
             raise Violation(f"{host.name} may answer clients, and so may {host.peer.name} (rule 5)")
 
-    def leads(self, host: "Host", command: do.Lead) -> None:
+    def settled(self, host: "Host") -> bool:
+        """Whether it owns alone, and all that was cached before is stable (rule 1)."""
+        owner = self._owner(host)
+        return owner is not None and owner.record.alone and host.state.settled_epoch == owner.record.epoch
+
+    @staticmethod
+    def _owner(host: "Host") -> Owner | None:
+        return host.process.owner if host.process is not None else None
+
+    def answers(self, host: "Host", operation: Operation, values: list[int]) -> None:
+        """Rule 5, unless it is alone for sure; rule 1: what an owner that has settled answers, a loss of power cannot
+        take any more. ``values``: of a read."""
+        owner = self._owner(host)
+        shares = owner is not None and (not owner.record.alone or owner._primary.locked)
+        if owner is not None and shares and host.clock.now_ns() >= owner._lease_ns:
+            raise Violation(f"{host.name} answers {operation} without a lease (rule 5)")
+        if not self.settled(host) or operation.kind == "flush":
+            return
+        told = values or [operation.value] * operation.length
+        if any(map(host.disk.only_cached, operation.blocks, told)):
+            raise Violation(f"{host.name}, alone, answers {operation} before it is stable (rule 1)")
+
+    def promises(self, host: "Host", group: Group) -> None:
+        """Rule 5: a node gives nobody a lease while it owns, by its own record, or reaches for that."""
+        if group.record.owner == host.name or group.phase in (Phase.STOPPING, Phase.STANDING):
+            raise Violation(f"{host.name}, {group.phase} at {group.record}, promises not to serve (rule 5)")
+
+    def overwrites(self, host: "Host") -> None:
+        """Rule 9: a full sync overwrites only a node that the record does not have in sync."""
+        record = self._world.record()
+        if record is not None and host.name in record.in_sync and not self._world.arbiter.forced:
+            raise Violation(f"{host.name} is about to be overwritten, which is in sync by {record} (rule 9)")
+
+    def applies(self, process: "DataProcess", epoch: int) -> None:
+        """Rules 4 and 6: a node applies only the stream of the owner that it follows, and none once it reaches for
+        ownership."""
+        supervisor = process.host.supervisor
+        if supervisor is not None and supervisor.group.phase is Phase.STANDING:
+            raise Violation(f"{process.name} applies a stream while it takes over (rule 4)")
+        if process.owner is not None or process.epoch != epoch or process.sender_epoch != epoch:
+            epochs = f"epoch {process.sender_epoch} at epoch {process.epoch}"
+            raise Violation(f"{process.name} applies a stream of {epochs} (rule 6)")
+
+    def leads(self, host: "Host", record: Record, *, clears_loss: bool) -> None:
         """Rules 3 and 11: what the copy lacks that counts from now on must be allowed to be lost."""
-        world, record, state = self._world, command.record, host.state
+        world = self._world
         if host.name != record.owner:
             raise Violation(f"{host.name} is to lead by a record that does not say so: {record}")
         if record.epoch in world.arbiter.forced and record.epoch not in self._overridden:
             self._overridden.add(record.epoch)
-            world.history.go_back(host.disk.contents(), host.bit, forced=True)
-            world.trace.say(host.name, "its copy counts, by the operator's override:", host.disk.contents())
+            world.history.go_back(host.disk.values(), host.bit, forced=True)
+            world.trace.say(host.name, "its copy counts, by the operator's override:", host.disk.values())
             return
-        if not state.lost_cache:
+        if not host.lost_cache:
             return
-        if record.alone and state.settled_epoch > host.cached_epoch:  # it had settled
+        if record.alone and host.state.settled_epoch > host.cached_epoch:  # it had settled
             return
-        if not command.clears_loss:
+        if not clears_loss:
             raise Violation(f"{host.name} leads without its cache (rule 3)")
-        if not host.peer.state.lost_cache:
+        if not host.peer.lost_cache:
             raise Violation(f"{host.name} leads without its cache, which {host.peer.name} has not lost (rule 3)")
         world.count["both caches lost"] += 1
-        world.history.go_back(host.disk.contents(), host.bit, forced=False)
-        world.trace.say(host.name, "its copy counts, as both have lost their caches:", host.disk.contents())
+        world.history.go_back(host.disk.values(), host.bit, forced=False)
+        world.trace.say(host.name, "its copy counts, as both have lost their caches:", host.disk.values())

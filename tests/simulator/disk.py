@@ -1,46 +1,66 @@
-"""A disk under a page cache: a loss of power takes what was not flushed, or any part of it."""
+"""A disk under a page cache: a loss of power takes what was not synced, or any part of it, block by block."""
 
 from random import Random
 
+BLOCK_BYTES = 512
+ZEROES = bytes(BLOCK_BYTES)
+
 
 class Disk:
-    """Blocks that hold one value each."""
+    """One volume of a host; it outlives processes."""
 
-    def __init__(self, blocks: int) -> None:
-        # Of each block: what is stable, then all that was written since. Any of them may be there after a power loss.
-        self._versions: list[list[int]] = [[0] for _ in range(blocks)]
-        self._dropped = [0] * blocks  # how many versions were before those
+    def __init__(self, blocks: int, identity: str) -> None:
+        self.identity = identity
+        # Of each block: what is stable, then all that was written since, each with its number. Any of these versions
+        # may be there after a loss of power.
+        self._versions: list[list[tuple[int, bytes]]] = [[(0, ZEROES)] for _ in range(blocks)]
+        self._is_data = bytearray(blocks)  # else a hole
+        self.written = 0  # the number of the newest write
 
     @property
-    def blocks(self) -> int:
-        """How many."""
-        return len(self._versions)
+    def size_bytes(self) -> int:
+        """Of the volume."""
+        return len(self._versions) * BLOCK_BYTES
 
-    def read(self, block: int) -> int:
-        """What is there now."""
-        return self._versions[block][-1]
+    def read(self, offset: int, length: int) -> bytes:
+        """What the cache holds."""
+        blocks = range(offset // BLOCK_BYTES, (offset + length) // BLOCK_BYTES)
+        return b"".join([self._versions[block][-1][1] for block in blocks])
 
-    def write(self, block: int, value: int) -> None:
-        """Into the cache."""
-        self._versions[block].append(value)
+    def write(self, offset: int, data: bytes, *, is_data: bool = True) -> None:
+        """Into the cache: whole blocks."""
+        assert not offset % BLOCK_BYTES
+        assert not len(data) % BLOCK_BYTES
+        self.written += 1
+        first = offset // BLOCK_BYTES
+        for at in range(0, len(data), BLOCK_BYTES):
+            block = first + at // BLOCK_BYTES
+            self._versions[block].append((self.written, data[at : at + BLOCK_BYTES]))
+            self._is_data[block] = is_data
 
-    def begin_flush(self) -> list[int]:
-        """What the flush that begins now makes stable: to be given to ``end_flush``."""
-        return [dropped + len(versions) - 1 for dropped, versions in zip(self._dropped, self._versions, strict=True)]
+    def next_extent(self, offset: int, *, is_data: bool) -> int:
+        """Where the next data, or the next hole, begins; or the end."""
+        found = self._is_data.find(is_data, offset // BLOCK_BYTES)
+        return self.size_bytes if found < 0 else max(offset, found * BLOCK_BYTES)
 
-    def end_flush(self, flushed: list[int]) -> None:
-        """It has ended: nothing older than what it began with is left."""
-        for block, number in enumerate(flushed):
-            if number > self._dropped[block]:
-                del self._versions[block][: number - self._dropped[block]]
-                self._dropped[block] = number
+    def sync(self, until: int) -> None:
+        """What was written up to that number is stable now; what came later need not be."""
+        for versions in self._versions:
+            stable = max((at for at, (number, _) in enumerate(versions) if number <= until), default=0)
+            del versions[:stable]
 
-    def lose_power(self, random: Random) -> None:
+    def lose_cache(self, random: Random) -> None:
         """Each block is at some moment since it was stable."""
         for block, versions in enumerate(self._versions):
-            self._dropped[block] += len(versions)  # so a flush that was under way does nothing any more
-            versions[:] = [random.choice(versions)]
+            versions[:] = [(0, random.choice(versions)[1])]
+            self._is_data[block] = True
 
-    def contents(self) -> list[int]:
-        """All blocks as they are now."""
-        return [versions[-1] for versions in self._versions]
+    # --- For the checks -------------------------------------------------------------------------------
+
+    def values(self) -> list[int]:
+        """What each block holds now, as the number that a client wrote into it."""
+        return [int.from_bytes(versions[-1][1][:8]) for versions in self._versions]
+
+    def only_cached(self, block: int, value: int) -> bool:
+        """Whether a loss of power could take this value."""
+        return any(value == int.from_bytes(content[:8]) for _, content in self._versions[block][1:])

@@ -1,4 +1,4 @@
-"""What clients were told, checked as it happens: every block is a linearizable register.
+"""What clients were told, checked as it happens: every block is a linearizable register, also of a longer request.
 
 Each write has a value of its own. The operations on one value (the write and the reads that returned it) are a
 *cluster*. Some of them ended first, at ``ended``; some began last, at ``began``. If ``ended < began`` the block must
@@ -27,12 +27,19 @@ class Operation:
     block: int
     value: int
     began: int
+    length: int = 1  # in blocks
     covers: list[tuple[int, int]] = field(default_factory=list)  # flush: (block, value) answered before it began
     done: bool = False
 
+    @property
+    def blocks(self) -> range:
+        """Those that it is about."""
+        return range(self.block, self.block + self.length)
+
     def __str__(self) -> str:
-        what = {"flush": "flush", "read": f"read {self.block}"}
-        return what.get(self.kind, f"{self.kind} {self.block}={self.value}")
+        where = "+".join(map(str, self.blocks))
+        what = {"flush": "flush", "read": f"read {where}"}
+        return what.get(self.kind, f"{self.kind} {where}={self.value}")
 
 
 @dataclass(slots=True)
@@ -66,21 +73,23 @@ class History:
         self._time += 1
         return self._time
 
-    def begin(self, kind: str, block: int) -> Operation:
+    def begin(self, kind: str, block: int, length: int = 1) -> Operation:
         """A client asks."""
         value = 0
         if kind in ("write", "fua"):
             self._value += 1
             value = self._value
-        operation = Operation(kind, block, value, self._tick())
+        operation = Operation(kind, block, value, self._tick(), length)
         if value:
-            self._blocks[block].clusters[value] = _Cluster(value, operation.began)
+            for number in operation.blocks:
+                self._blocks[number].clusters[value] = _Cluster(value, operation.began)
         elif kind == "flush":
             operation.covers = list(self._unflushed)
         return operation
 
-    def end(self, operation: Operation, value: int, stable_on: int) -> None:
-        """A client is answered. ``stable_on``: a mask of the nodes on which a write is stable at this time."""
+    def end(self, operation: Operation, values: list[int], stable_on: int) -> None:
+        """A client is answered; ``values``: what a read has found. ``stable_on``: a mask of the nodes on which a write
+        is stable at this time."""
         assert not operation.done
         operation.done = True
         self.answered += 1
@@ -89,23 +98,27 @@ class History:
             for block, flushed in operation.covers:
                 self._unflushed.pop((block, flushed), None)
                 self._stable(block, flushed, 3)
-            return
-        if operation.kind == "read":
-            self._took_place(operation, value, now)
+        elif operation.kind == "read":
+            for block, value in zip(operation.blocks, values, strict=True):
+                self._took_place(operation, block, value, now)
         else:
-            self._took_place(operation, operation.value, now)
-            self._unflushed[operation.block, operation.value] = None
-            if operation.kind == "fua":
-                self._unflushed.pop((operation.block, operation.value))
-            self._stable(operation.block, operation.value, 3 if operation.kind == "fua" else stable_on)
+            for block in operation.blocks:
+                self._wrote(operation, block, now, stable_on)
+
+    def _wrote(self, operation: Operation, block: int, now: int, stable_on: int) -> None:
+        durable = operation.kind == "fua"
+        self._took_place(operation, block, operation.value, now)
+        if not durable:
+            self._unflushed[block, operation.value] = None
+        self._stable(block, operation.value, 3 if durable else stable_on)
 
     def _stable(self, block: int, value: int, nodes: int) -> None:
         floor = self._blocks[block].floor
         if nodes and value in self._blocks[block].clusters:
             floor[value] = floor.get(value, 0) | nodes
 
-    def _took_place(self, operation: Operation, value: int, now: int) -> None:
-        block = self._blocks[operation.block]
+    def _took_place(self, operation: Operation, number: int, value: int, now: int) -> None:
+        block = self._blocks[number]
         cluster = block.clusters.get(value)
         if cluster is None:
             what = "was lost before" if value in block.gone else "was never written there"
@@ -121,7 +134,7 @@ class History:
                 break
             if other.ended < NEVER and _clash(cluster, other):
                 raise Violation(
-                    f"{operation} was answered with {value}, which does not fit: block {operation.block} cannot have "
+                    f"{operation} was answered with {value}, which does not fit: block {number} cannot have "
                     f"held {value} {_span(cluster)} and {other.value} {_span(other)}"
                 )
         block.clusters[value] = cluster

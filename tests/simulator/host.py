@@ -1,33 +1,21 @@
 """One of the two machines: its power, its clock, what it keeps, and what runs on it."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stortrends_ha.cluster.view import Saved
 from stortrends_ha.protocol.heartbeat import Message
+from stortrends_ha.storage.state import ReplicaState
 
 from .clock import MS, NodeClock, S
+from .data_process import DataProcess
 from .disk import Disk
 from .history import Violation
-from .model_process import ModelProcess
 from .supervisor import Supervisor
 
 if TYPE_CHECKING:
     from .world import World
 
 _ADDRESS_LIFETIME_NS = 2 * S
-
-
-@dataclass(slots=True)
-class ReplicaState:
-    """The state file of the data process."""
-
-    boot: int = 0  # of the host, since which writes may be cached only; 0: none are
-    open: bool = False  # it owns, or did when it died
-    unclean: bool = False  # there may be changes that its peer lacks although both are in sync
-    lost_cache: bool = False
-    needs_sync: bool = False
-    settled_epoch: int = 0
 
 
 class Host:
@@ -42,12 +30,12 @@ class Host:
         self.boots = 0
         self.rate = 1.0 + world.random.choice((-1.0, 1.0, world.random.uniform(-1, 1))) * world.drift
         self.clock = NodeClock(world.clock, self.rate)
-        self.disk = Disk(world.blocks)
+        self.disk = Disk(world.blocks, "first")
         self.state = ReplicaState()
         self.saved: Saved | None = None
         self.drained = False
         self.supervisor: Supervisor | None = None
-        self.process: ModelProcess | None = None
+        self.process: DataProcess | None = None
         self.address_until_ns = 0
         self.disk_fails = False
         self.cached_epoch = 0  # the newest at which its data process mirrored, so that something may be cached only
@@ -55,6 +43,12 @@ class Host:
         self.asked_to_join = 0  # the epoch for which the peer was, on its disk
         self._doom_in = 0
         self._doom = ""
+        self._doom_process_in = 0
+
+    @property
+    def lost_cache(self) -> bool:
+        """Whether its copy may lack what was only cached, as its data process will find, or has found."""
+        return self.state.lost_cache or self.state.boot_id not in ("", str(self.boots))
 
     # --- Power and processes --------------------------------------------------------------------------
 
@@ -90,6 +84,12 @@ class Host:
             self.world.trace.say(self.name, "data process KILLED")
             process.die()
 
+    def make_blank(self) -> None:
+        """The operator gives this copy up (rule 10): the next sync fills it."""
+        self.world.trace.say(self.name, "its copy is made BLANK by the operator")
+        self.kill_process()
+        self.disk, self.state = Disk(self.world.blocks, "second"), ReplicaState()
+
     def power_off(self) -> None:
         """Everything stops at once; what was only cached may be gone."""
         if self.on:
@@ -97,7 +97,7 @@ class Host:
             self.world.trace.say(self.name, "LOSES POWER")
             self.kill()
             self.kill_process()
-            self.disk.lose_power(self.world.random)
+            self.disk.lose_cache(self.world.random)
             self.address_until_ns = 0
 
     def stopped(self, supervisor: Supervisor) -> None:
@@ -112,17 +112,26 @@ class Host:
 
     # --- Dying between two effects --------------------------------------------------------------------
 
-    def doom_in(self, effects: int, how: str) -> None:
-        """At the so many-th step from now on it is killed, loses power, or is stopped for a while."""
-        self._doom_in, self._doom = effects, how
+    def doom_in(self, effects: int, how: str, *, calls: int = 0) -> None:
+        """At the so many-th effect from now on, or call of its data process to the kernel, it is killed, loses power,
+        or is stopped for a while."""
+        self._doom_in, self._doom_process_in, self._doom = effects, calls, how
 
     def doom(self) -> None:
-        """A step."""
-        if not self._doom_in:
-            return
-        self._doom_in -= 1
+        """An effect."""
         if self._doom_in:
-            return
+            self._doom_in -= 1
+            if not self._doom_in:
+                self._meet_doom()
+
+    def doom_process(self) -> None:
+        """A call of the data process to the kernel."""
+        if self._doom_process_in:
+            self._doom_process_in -= 1
+            if not self._doom_process_in:
+                self._meet_doom()
+
+    def _meet_doom(self) -> None:
         self.world.count[f"between effects: {self._doom}"] += 1
         match self._doom:
             case "kill":
@@ -136,7 +145,7 @@ class Host:
             case "pause":
                 self.pause(self.supervisor, self.world.random.randrange(50 * MS, 5 * S))
 
-    def pause(self, actor: Supervisor | ModelProcess | None, for_ns: int) -> None:
+    def pause(self, actor: Supervisor | DataProcess | None, for_ns: int) -> None:
         """SIGSTOP, and SIGCONT later."""
         if actor is not None:
             what = "supervisor" if isinstance(actor, Supervisor) else "data process"
@@ -144,7 +153,7 @@ class Host:
             actor.pause()
             self.world.clock.after(for_ns, self._go_on, actor, what)
 
-    def _go_on(self, actor: Supervisor | ModelProcess, what: str) -> None:
+    def _go_on(self, actor: Supervisor | DataProcess, what: str) -> None:
         if actor.alive:
             self.world.trace.say(self.name, f"{what} goes on")
         actor.go_on()

@@ -35,6 +35,10 @@ class Network:
         """Whether something gets through this way."""
         return self._cuts[source, target, channel] <= 0
 
+    def joins(self, one: str, other: str, channel: str) -> bool:
+        """Whether both ways are open."""
+        return self.passes(one, other, channel) and self.passes(other, one, channel)
+
     def delay_ns(self) -> int:
         """Of a message that is neither lost nor late."""
         return self._random.randrange(MS // 10, 2 * MS)

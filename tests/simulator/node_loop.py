@@ -1,6 +1,6 @@
-"""An event loop of asyncio on the fake clock, for the parts of a node that are written for it (the two-node arbiters).
+"""An event loop of asyncio on the fake clock, for what of a node is written for it.
 
-Everything that it runs is an event of the supervisor: it waits while that is stopped, and is gone when that is dead.
+Everything that it runs is an event of its process: it waits while that is stopped, and is gone when that is dead.
 """
 
 import asyncio
@@ -10,22 +10,36 @@ from contextvars import Context
 from typing import Any
 
 from .actor import Actor
-from .clock import Clock, S
+from .clock import Clock, NodeClock, S
 
 
-# Nothing here opens a socket, starts a process, or needs any other of the many methods of a real loop.
+# Those written in C crash when the collector of garbage ends them in the middle of another one (Python 3.11).
+class _Task(tasks._PyTask):  # type: ignore[name-defined, misc]
+    """A set of them is in the same order in each run."""
+
+    def __init__(self, coro: Coroutine[Any, Any, Any], loop: "NodeLoop", number: int) -> None:
+        self._number = number
+        super().__init__(coro, loop=loop)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+# None of the many other methods of a real loop is needed.
 class NodeLoop(asyncio.AbstractEventLoop):
-    """What tasks, futures, locks and time-outs need of a loop."""
+    """What tasks, futures, locks and time-outs need of a loop; ``own`` is the clock of the host."""
 
-    def __init__(self, clock: Clock, actor: Actor) -> None:
+    def __init__(self, clock: Clock, own: NodeClock, actor: Actor) -> None:
         self._clock = clock
+        self._own = own
         self._actor = actor
         self._error: BaseException | None = None
         self._unfinished: dict[Any, None] = {}
+        self._tasks = 0
 
     def time(self) -> float:
         """In seconds."""
-        return self._clock.now_ns / S
+        return self._own.now_ns() / S
 
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., Any], *args: Any, context: Context | None = None
@@ -48,19 +62,22 @@ class NodeLoop(asyncio.AbstractEventLoop):
         """At that time."""
         handle = asyncio.TimerHandle(when, callback, args, self, context)
         if self._actor.alive:
-            self._clock.at(int(when * S) + 1, self._actor.event, self._run, handle)
+            self._clock.at(self._own.true_ns(int(when * S) + 1), self._actor.event, self._run, handle)
         return handle
 
     def _timer_handle_cancelled(self, _handle: asyncio.TimerHandle) -> None:
         pass
 
     def _run(self, handle: asyncio.Handle) -> None:
-        if handle.cancelled():
-            return
+        if not handle.cancelled():
+            self._call(handle._run)
+
+    def _call(self, do: Callable[..., Any], *args: Any) -> None:
+        """It runs."""
         before = asyncio._get_running_loop()
         asyncio._set_running_loop(self)
         try:
-            handle._run()
+            do(*args)
         finally:
             asyncio._set_running_loop(before)
         if self._error is not None:
@@ -72,11 +89,11 @@ class NodeLoop(asyncio.AbstractEventLoop):
 
     def create_task(self, coro: Coroutine[Any, Any, Any], **_options: Any) -> "asyncio.Task[Any]":  # type: ignore[override]
         """It begins at this time, as an event of its own."""
-        # Those written in C crash when the collector of garbage ends them in the middle of another one (Python 3.11).
-        task = tasks._PyTask(coro, loop=self)  # type: ignore[attr-defined]
+        self._tasks += 1
+        task = _Task(coro, self, self._tasks)
         self._unfinished[task] = None
         task.add_done_callback(self._done)
-        return task  # type: ignore[no-any-return]
+        return task
 
     def end(self) -> None:
         """The run is over: what is not finished never will be."""

@@ -1,10 +1,8 @@
 """One run: a seed, to its end or to its failure."""
 
 import gc
-import logging
 
-from stortrends_ha.arbiter import fencing
-
+from .production import in_a_fake_world
 from .trace import EVENTS
 from .world import World
 
@@ -18,11 +16,10 @@ class RunFailed(AssertionError):
 def run(seed: int, steps: int = STEPS, *, keep: int = EVENTS) -> World:
     """Raises RunFailed."""
     world = World(seed, steps, keep=keep)
-    logger = logging.getLogger(fencing.__name__)  # the trace says what happens
-    logger.disabled = True
     gc.disable()  # a run is short, and ends by itself what is to be ended
     try:
-        world.run()
+        with in_a_fake_world():
+            world.run()
     except Exception as error:
         raise RunFailed(
             f"{world.trace}\n\n"
@@ -32,5 +29,4 @@ def run(seed: int, steps: int = STEPS, *, keep: int = EVENTS) -> World:
     finally:
         world.end()
         gc.enable()
-        logger.disabled = False
     return world

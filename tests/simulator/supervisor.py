@@ -21,7 +21,7 @@ from stortrends_ha.protocol.witness import Force, Propose, Read, Seed
 from .actor import Actor, Pipe
 from .arbiter import GROUP
 from .clock import MS, S
-from .model_process import ModelProcess
+from .data_process import DataProcess
 from .two_nodes import TwoNodes
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ class Supervisor(Actor):
         saved = host.saved or Saved(world.first_record, 0)
         failback = world.failback and host.name != world.first_record.owner
         self.group: Group = Group(GROUP, host.name, host.peer.name, saved, world.timing, failback=failback)
-        self._replica: Replica | None = None
-        self.process: ModelProcess | None = None
+        self.replica: Replica | None = None
+        self.process: DataProcess | None = None
         self._pipe: Pipe | None = None
         self._saves = _Saving()
         self._addresses_free_ns = 0
@@ -81,7 +81,7 @@ class Supervisor(Actor):
         if not self.alive:
             return
         self._ticks += 1
-        view = self._view()
+        view = self.view()
         if self._ticks % self._world.ticks_per_beat == 0:
             self._send_beat(view)
         if self.stopping:
@@ -91,7 +91,8 @@ class Supervisor(Actor):
             self.host.refresh_address()
         self.after(self._world.tick_ns, self._tick)
 
-    def _view(self) -> View:
+    def view(self) -> View:
+        """What its state machine looks at."""
         of, now_ns = self.membership, self._now_ns()
         beat = of.peer
         said = beat.group(GROUP) if beat else None
@@ -107,16 +108,16 @@ class Supervisor(Actor):
             peer_draining=beat is not None and beat.drained,
             stopping=self.stopping,
             peer_stopping=beat is not None and beat.stopping,
-            replica=self._replica,
+            replica=self.replica,
         )
 
     def _beat(self) -> None:
         if self.alive:
-            self._send_beat(self._view())
+            self._send_beat(self.view())
 
     def _send_beat(self, view: View) -> None:
         self._kicked = False
-        group, replica = self.group, self._replica
+        group, replica = self.group, self.replica
         self.membership.meets_nobody = self.two_nodes is not None and self.two_nodes.fencing and group.proposing
         said = GroupBeat(
             GROUP,
@@ -129,6 +130,8 @@ class Supervisor(Actor):
             replica is not None and replica.serving and replica.epoch == group.record.epoch,
             "move" if group.wants else "",
         )
+        if said.promise:
+            self._world.checks.promises(self.host, group)
         beat = self.membership.compose(self._now_ns(), [said], drained=self._draining, stopping=self.stopping)
         self._beats += 1
         if self._beats % _CODED == 0:
@@ -154,7 +157,7 @@ class Supervisor(Actor):
         if self.membership.heard(beat, path, self._now_ns()):
             if self.two_nodes is not None:
                 self.two_nodes.note_beat()
-            self.work(self.group.step(self._view()))
+            self.work(self.group.step(self.view()))
         if self.membership.owes_beat:
             self._kick()
 
@@ -174,7 +177,7 @@ class Supervisor(Actor):
                 self.first(self.work, effects[at:])
                 return
             self._do(effect)
-        group, replica = self.group, self._replica
+        group, replica = self.group, self.replica
         said = (group.record, group.phase, group.leading, replica is not None and replica.serving)
         if said != self._said:
             if said[:2] != self._said[:2]:
@@ -224,7 +227,7 @@ class Supervisor(Actor):
 
     def _saved(self, saved: Saved) -> None:
         if self.alive:
-            self.work(self.group.saved(saved, self._view()))
+            self.work(self.group.saved(saved, self.view()))
             if self.two_nodes is not None:
                 self.two_nodes.saved()
 
@@ -241,7 +244,7 @@ class Supervisor(Actor):
     def _answered(self, number: int, answer: Answer) -> None:
         if self.alive:
             self._world.trace.say(self.name, "arbiter:", answer)
-            self.work(self.group.arbiter_said(number, answer, self._view()))
+            self.work(self.group.arbiter_said(number, answer, self.view()))
 
     def _move_addresses(self, effect: do.Claim | do.Unclaim) -> None:
         clock = self._world.clock
@@ -254,7 +257,7 @@ class Supervisor(Actor):
             self.host.claim()
             return
         self.host.unclaim()
-        self.work(self.group.done(effect.number, "", self._view()))
+        self.work(self.group.done(effect.number, "", self.view()))
 
     # --- The data process -----------------------------------------------------------------------------
 
@@ -262,66 +265,68 @@ class Supervisor(Actor):
         if not self.alive:
             return
         pipe = Pipe(self._clock, self)
-        process = ModelProcess(self.host, pipe, self)
+        process = DataProcess(self.host, pipe, self)
         self.process = self.host.process = process
         self._pipe = Pipe(self._clock, process)
 
     def _command(self, command: do.Effect) -> None:
         if not isinstance(command, do.Lease):
             self._world.trace.say(self.name, "->", command)
+        if isinstance(command, do.Lead | do.Follow):
+            self._world.checks.acts(self.host, command.record)
         if self.process is not None and self._pipe is not None:
             self._pipe.send(self._random.randrange(MS), self.process.command, command)
 
-    def process_status(self, process: ModelProcess, status: Replica) -> None:
+    def process_status(self, process: DataProcess, status: Replica) -> None:
         """The data process has said how it is."""
         if self.alive and process is self.process:
-            self._replica = status
-            self.work(self.group.step(self._view()))
+            self.replica = status
+            self.work(self.group.step(self.view()))
 
-    def process_done(self, process: ModelProcess, number: int, error: str) -> None:
+    def process_done(self, process: DataProcess, number: int, error: str) -> None:
         """The data process has carried out a command."""
         if self.alive and process is self.process:
-            self.work(self.group.done(number, error, self._view()))
+            self.work(self.group.done(number, error, self.view()))
 
-    def process_ended(self, process: ModelProcess) -> None:
+    def process_ended(self, process: DataProcess) -> None:
         """The data process is no more; it is started again."""
         if not self.alive or process is not self.process:
             return
         self._world.trace.say(self.name, "its data process has ended")
-        self.process = self._pipe = self._replica = None
+        self.process = self._pipe = self.replica = None
         if self.stopping and not self._stop_by_ns:  # it has been told to stop; it may have been killed before it did
             self._end()
             return
         self.after(self._random.randrange(20 * MS, 700 * MS), self._start_process)
-        self.work(self.group.step(self._view()))
+        self.work(self.group.step(self.view()))
 
     # --- The operator ---------------------------------------------------------------------------------
 
     def move(self, to: str) -> None:
         """`stortrends-ha move`."""
         if self.alive:
-            self.work(self.group.move(self._view(), to))
+            self.work(self.group.move(self.view(), to))
 
     def drain(self, on: bool) -> None:
         """`stortrends-ha drain`, `undrain`."""
         if self.alive:
             self._draining = self.host.drained = on
-            self.work(self.group.step(self._view()))
+            self.work(self.group.step(self.view()))
 
     def force(self) -> None:
         """`stortrends-ha force`."""
         if self.alive:
-            self.work(self.group.force(self._view()))
+            self.work(self.group.force(self.view()))
 
     def stop(self) -> None:
         """SIGTERM: hand over what is owned, if the peer can take it; then end."""
         if self.alive and not self.stopping:
             self.stopping = True
             self._stop_by_ns = self._clock.now_ns + _STOP_PATIENCE_NS
-            self.work(self.group.step(self._view()))
+            self.work(self.group.step(self.view()))
 
     def _consider_end(self) -> None:
-        leaving = self.group.leaving(self._view())
+        leaving = self.group.leaving(self.view())
         if self._stop_by_ns and (not leaving or self._clock.now_ns >= self._stop_by_ns):
             self._stop_by_ns = 0
             if self.process is None:

@@ -17,9 +17,8 @@ from stortrends_ha.protocol.heartbeat import Answer, Ask
 from stortrends_ha.protocol.witness import Force, Propose, Read, Seed
 from stortrends_ha.record import Record
 
-from .actor import Actor
 from .arbiter import GROUP
-from .clock import MS, Clock, S
+from .clock import MS, S
 from .node_loop import NodeLoop
 
 if TYPE_CHECKING:
@@ -27,13 +26,6 @@ if TYPE_CHECKING:
     from .supervisor import Supervisor
 
 _AGENT = FenceAgent("fence_simulated", {})
-
-
-def _loop(clock: Clock, actor: Actor) -> Any:
-    """Only what these parts need of a loop is there: the many other methods stay abstract."""
-    complete: Any = type("Loop", (NodeLoop,), {})
-    complete.__abstractmethods__ = frozenset()
-    return complete(clock, actor)
 
 
 class _Access(PeerAccess):
@@ -105,7 +97,7 @@ class TwoNodes:
 
     def __init__(self, supervisor: "Supervisor", kind: str) -> None:
         self.supervisor = supervisor
-        self._loop: Any = _loop(supervisor.host.world.clock, supervisor)
+        self._loop = NodeLoop(supervisor.host.world.clock, supervisor.host.clock, supervisor)  # type: ignore[abstract]
         self._access = _Access(self)
         self._consent = Consent(supervisor.membership, supervisor.send_message, self._on_ask)
         access, own = self._access, self._own_record

@@ -5,20 +5,24 @@ from random import Random
 
 from stortrends_ha.cluster.lease import Timing as LeaseTiming
 from stortrends_ha.cluster.view import Timing
+from stortrends_ha.config.model import Address, Cluster, Group, Limits, Node, Volume
 from stortrends_ha.record import Record
 
-from .arbiter import Arbiter
+from .arbiter import GROUP, Arbiter
 from .chaos import Chaos
 from .checks import Checks
 from .clients import Client
 from .clock import MS, Clock, S
+from .disk import BLOCK_BYTES
 from .history import History, Violation
 from .host import Host
 from .network import Network
 from .node_loop import NodeLoop
+from .production import STATE_DIR
 from .trace import EVENTS, Trace
 
 NAMES = ("node-a", "node-b")
+_LINK_PORT, _METRICS_PORT = 7789, 9754
 _WELL_WITHIN_NS = 40 * S
 _QUIET_NS = 8 * S
 
@@ -26,14 +30,18 @@ _QUIET_NS = 8 * S
 class World:
     """Two hosts, an arbiter, clients."""
 
+    nbd_port = 10809
+
     def __init__(self, seed: int, steps: int, *, keep: int = EVENTS) -> None:
         random = self.random = Random(seed)
         self.seed = seed
+        self._numbers = 2
         self.clock = Clock()
         self.trace = Trace(self.clock, keep=keep)
         self.count: Counter[str] = Counter()
         self.kind = random.choice(("witness", "witness", "witness", "fencing", "manual"))
         self._choose_sizes()
+        self.cluster = self._cluster()
         self.network = Network(self.clock, random)
         self.arbiter = Arbiter(self.clock, random, self.network, self.trace)
         self.history = History(self.blocks)
@@ -57,10 +65,11 @@ class World:
         interval_s = random.choice((0.1, 0.2))
         self.tick_ns = random.choice((50 * MS, 100 * MS))
         self.ticks_per_beat = max(1, round(interval_s * S) // self.tick_ns)
-        self.lease_timing = LeaseTiming(interval_s, 1.0, random.choice((1.5, 1.6, 3.0)), 0.1)
+        suspect_after_s, lease_s = random.choice(((1.0, 1.5), (0.7, 1.2), (1.0, 3.0)))
+        self.lease_timing = LeaseTiming(interval_s, suspect_after_s, lease_s, 0.1)
         self.failback = random.random() < 0.3
         self.timing = Timing(
-            suspect_after_ns=S,
+            suspect_after_ns=self.lease_timing.suspect_after_ns,
             takeover_delay_ns=random.choice((0, 300 * MS, S)),
             retry_ns=random.choice((200 * MS, 500 * MS)),
             check_ns=random.choice((3 * S, 10 * S)),
@@ -69,8 +78,25 @@ class World:
         )
         self.save_ns = random.choice((5 * MS, 5 * MS, 300 * MS))
         self.flush_ns = random.choice((4 * MS, 10 * MS, 200 * MS))
-        self.copy_ns = random.choice((2 * MS, 100 * MS, 600 * MS))
+        self.link_delay_ns = random.choice((2 * MS, 2 * MS, 20 * MS, 100 * MS))
+        self.socket_bytes = random.choice((700, 8 * BLOCK_BYTES, 1 << 20))  # that a socket takes before it is read
+        self.cut_share = random.choice((0.0, 0.1, 0.5))  # of what is read from a socket in pieces
         self.think_ns = random.choice((20 * MS, 100 * MS, 600 * MS))
+
+    def _cluster(self) -> Cluster:
+        random = self.random
+        nodes = {name: Node(name, name, STATE_DIR, Address(name, _METRICS_PORT)) for name in NAMES}
+        cache = random.choice(("mirrored", "mirrored", "mirrored", "never"))
+        backing = dict.fromkeys(NAMES, STATE_DIR / "v")
+        volumes = (Volume("v", backing, self.blocks * BLOCK_BYTES, cache=cache),)
+        group = Group(GROUP, NAMES[0], Address("", self.nbd_port), {}, dict.fromkeys(NAMES, _LINK_PORT), volumes)
+        limits = Limits(window_changes=random.choice((3, 1000)), link_timeout_s=random.choice((0.8, 1.5, 3.0)))
+        return Cluster("c", nodes, {GROUP: group}, limits)
+
+    def new_number(self) -> int:
+        """Of a socket or a task: also their hash, so that sets of them are in the same order in each run."""
+        self._numbers += 1
+        return self._numbers
 
     def end(self) -> None:
         """Whatever came of the run."""
@@ -86,6 +112,7 @@ class World:
         self.chaos.begin()
         self.clock.run_until(lambda: self.chaos.over, 1 << 62)
         self.trace.say("world", "all faults have ended")
+        self._look_after()
         if not self.clock.run_until(self.is_well, self.clock.now_ns + _WELL_WITHIN_NS):
             self._override()
         self.quiet = True
@@ -107,7 +134,8 @@ class World:
             if of is None or of.group.record != record or host.process is None:
                 return False
         owner = self.owner()
-        return owner.has_address and owner.process is not None and owner.process.serves
+        of = owner.supervisor
+        return owner.has_address and of is not None and of.replica is not None and of.replica.serving
 
     def record(self) -> Record | None:
         """The one that counts: the arbiter's, or the newest of the two nodes'."""
@@ -131,7 +159,7 @@ class World:
         record = self.record()
         owner = self.owner()
         overridden = record is not None and record.epoch in self.arbiter.forced and owner.state.needs_sync
-        held = record is not None and record.alone and (owner.state.lost_cache or overridden)
+        held = record is not None and record.alone and (owner.lost_cache or overridden)
         if not held:
             raise Violation(f"all faults have ended {_WELL_WITHIN_NS // S} s ago, and not all is well: {self.state()}")
         self.count["held for the operator"] += 1
@@ -141,15 +169,24 @@ class World:
         if not self.clock.run_until(self.is_well, self.clock.now_ns + _WELL_WITHIN_NS):
             raise Violation(f"the operator's override has not helped: {self.state()}")
 
+    def _look_after(self) -> None:
+        """What an operator does after an override: the copy that was not chosen never syncs by itself (rule 10)."""
+        owner = self.owner()
+        other, record = owner.peer, self.record()
+        diverged = other.state.lineage not in ("", owner.state.lineage)
+        if diverged and record is not None and record.alone and owner.process is not None and owner.process.owner:
+            self.count["copies made blank"] += 1
+            other.make_blank()
+        self.clock.after(S, self._look_after)
+
     def _check_end(self) -> None:
         if not self.is_well():
             raise Violation(f"all was well, and is not any more without any fault: {self.state()}")
-        ours, theirs = (host.disk.contents() for host in self.hosts)
+        ours, theirs = (host.disk.values() for host in self.hosts)
         if ours != theirs:
             raise Violation(f"the replicas differ: {ours} and {theirs}")
         owner = self.owner()
-        for block, value in enumerate(owner.disk.contents()):
-            self.history.end(self.history.begin("read", block), value, 0)
+        self.history.end(self.history.begin("read", 0, self.blocks), owner.disk.values(), 0)
 
     def state(self) -> str:
         """Of everything, for people."""
@@ -162,7 +199,7 @@ class World:
                 group = of.group
                 lines.append(f"    {group.phase} at {group.record}; waits for: {group.waits_for or 'nothing'}")
                 lines.append(f"    open: {group._register.open}, newest order: {group._orders._newest}")
-                lines.append(f"    {of._view()}")
+                lines.append(f"    {of.view()}")
             if process is not None:
-                lines.append(f"    data process: {process.role} at {process.record}: {process._replica()}")
+                lines.append(f"    data process: {process.state()}")
         return "\n".join(lines)

@@ -165,7 +165,7 @@ def test_the_words_for_people_name_the_owner_as_it_is(tmp_path: Path) -> None:
     assert runs.index("node-b (pid 102)") < runs.index("owns rg-a") < runs.index("owns rg-b")
     words = re.sub(r"\n +", " ", to_try)
     assert re.search(r"Move rg-a to node-a .* group move rg-a --to node-a --config \S+ .* --to node-b", words)
-    assert re.search(r"Kill the owner of rg-a: .* node-a takes over.* kill -9 102 .* --name node-b", words)
+    assert re.search(r"Kill the owner of rg-a: node-a takes over.* kill -9 102 sleep 2; .* --name node-b", words)
     assert re.search(rf"Kill the witness: .* kill -9 100 .* witness --listen \S+ --state {tmp_path}/witness", words)
 
 

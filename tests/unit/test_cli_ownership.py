@@ -117,6 +117,14 @@ def test_what_it_waits_for_is_told_once_however_its_numbers_change() -> None:
     assert move.look(a=seen()) == "Group rg-a: waiting until node-a can hand it over."
 
 
+def test_a_new_owner_that_does_not_serve_says_why() -> None:
+    move = Watched()
+    why = "cannot listen on 192.0.2.21:10809 for NBD: Address already in use"
+    old, new = seen(B, 6), seen(B, 6, phase="leading", state="held", why=why)
+    assert move.look(a=old, b=new) == "Group rg-a: node-b owns it now, and begins to serve."
+    assert move.look(after_s=2, a=old, b=new) == f"Group rg-a: node-b owns it now, but does not serve yet: {why}."
+
+
 def test_an_owner_that_serves_again_has_given_the_move_up_if_it_tries_once() -> None:
     for once in (True, False):
         move = Watched(once=once)

@@ -191,6 +191,13 @@ def test_an_arbiter_that_does_not_answer_is_one_warning(capsys: pytest.CaptureFi
     assert below(capsys, seen, status("node-b", arbiter=WITNESS, phase="following")) == warning
 
 
+def test_a_reason_that_ends_as_a_sentence_gets_no_second_full_stop(capsys: pytest.CaptureFixture[str]) -> None:
+    why = "the arbiter has an older record: was it restored from a backup?"
+    assert below(capsys, status(arbiter=why)).startswith(f"Warning: {why} Nothing changes")
+    assert below(capsys, status(state="held", why=why)) == f"rg-a on node-a is held: {why}"
+    assert below(capsys, status(state="held", why="so it is.")) == "rg-a on node-a is held: so it is."
+
+
 def test_with_a_node_away_the_warning_says_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
     seen = status(arbiter=WITNESS)
     seen["nodes"]["node-b"]["state"] = "not answering"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stortrends_ha.dataplane.sockets import set_up, tcp_listener, unix_listener
+from stortrends_ha.dataplane.sockets import set_up, tcp_listener, tcp_obstacle, unix_listener
 from stortrends_ha.errors import StartError
 
 
@@ -30,6 +30,39 @@ def test_address_in_use_is_named() -> None:
         port = first.getsockname()[1]
         with pytest.raises(StartError, match=f"127.0.0.1:{port} for the link: Address already in use"):
             tcp_listener("127.0.0.1", port, "the link")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1", "::"])
+def test_whether_it_could_be_listened_on_can_be_asked_without_listening(host: str) -> None:
+    with tcp_listener(host, 0, "a test") as first:
+        port = first.getsockname()[1]
+        with pytest.raises(StartError) as error:
+            tcp_listener(host, port, "a test", absent=True)
+        assert tcp_obstacle(host, port, "a test") == str(error.value)
+    assert tcp_obstacle(host, port, "a test") == ""
+    tcp_listener(host, port, "a test", absent=True).close()
+
+
+def test_every_address_is_in_use_if_one_is_and_the_other_way_round() -> None:
+    for used, asked in (("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "0.0.0.0")):
+        with tcp_listener(used, 0, "a test") as listener:
+            assert "Address already in use" in tcp_obstacle(asked, listener.getsockname()[1], "a test")
+
+
+def test_an_address_that_is_to_come_and_a_name_are_no_obstacle() -> None:
+    assert tcp_obstacle("192.0.2.21", 10809, "a test") == tcp_obstacle("2001:db8::21", 10809, "a test") == ""
+    assert tcp_obstacle("no-such-host.invalid", 10809, "a test") == ""
+
+
+def test_clients_that_a_former_owner_has_yet_are_no_obstacle() -> None:
+    with tcp_listener("127.0.0.1", 0, "a test") as listener:
+        host, port = listener.getsockname()
+        with socket.create_connection((host, port)):
+            listener.setblocking(True)
+            accepted, _ = listener.accept()
+            with accepted:
+                listener.close()
+                assert tcp_obstacle(host, port, "a test") == ""
 
 
 def test_unix_socket_is_for_its_user_and_group(tmp_path: Path) -> None:

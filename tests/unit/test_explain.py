@@ -116,6 +116,26 @@ def test_an_owner_without_a_link_that_may_not_go_on_alone_says_so() -> None:
     assert why.startswith(f"there is no link to node-b, and going on alone is not granted ({AWAY})")
 
 
+def test_an_owner_that_was_killed_does_not_wait_for_its_peer_but_for_the_arbiter() -> None:
+    """What it had not answered may be on one replica only: that its peer is there does not help."""
+    machine = leading(MIRRORED)
+    killed = "node-a was killed while it owned"
+    machine.replica_is(session=False, serving=False, peer_unfit=killed)
+    machine.answered(only(machine.step(), do.Propose), Unreachable(AWAY))
+    assert said(machine) == (
+        "held",
+        f"{killed}, and going on alone is not granted ({AWAY}); it goes on when it is",
+    )
+
+
+@pytest.mark.parametrize("record", [MIRRORED, ALONE])
+def test_an_owner_to_which_nobody_can_connect_says_that_first(record: Record) -> None:
+    machine = leading(record)
+    machine.peer_is_silent()
+    machine.replica_is(serving=False, cannot_listen="cannot listen on 192.0.2.21:10809 for NBD")
+    assert said(machine) == ("held", "this node cannot listen on 192.0.2.21:10809 for NBD")
+
+
 def test_an_owner_that_is_alone_says_since_when_and_leaves_the_state_to_its_data_process() -> None:
     machine = leading(ALONE)
     machine.peer_is_silent(7300 * S)
@@ -199,6 +219,7 @@ _REPLICAS = st.none() | st.builds(
     Replica, epoch=st.sampled_from([0, 4, 5]), leading=_YES, session=_YES, serving=_YES, joinable=_YES,
     peer_unfit=st.sampled_from(["", "it was killed while it owned"]), failure=st.sampled_from(["", "vm-a: I/O error"]),
     lost_cache=_YES, needs_sync=_YES, settled_epoch=st.sampled_from([0, 5]),
+    cannot_listen=st.sampled_from(["", "cannot listen on 192.0.2.21:10809"]),
 )  # fmt: skip
 _PEERS = st.none() | st.builds(
     Peer, record=_RECORDS, leading=_YES, serving=_YES, promise=_YES,

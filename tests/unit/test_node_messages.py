@@ -34,6 +34,7 @@ STATUS: dict[str, Any] = {
         "failure": "",
     },
     "serving": True,
+    "cannot_listen": "",
     "endpoints": [["192.0.2.31", 40000, "192.0.2.21", 10809]],
     "link": {
         "state": "connected",

@@ -1,0 +1,186 @@
+"""What the production code of the data process has instead of the real world while a run lasts.
+
+Everything in ``dataplane``, ``replication``, ``storage`` and ``protocol`` runs as it is. Replaced are: system calls
+(``kernel``, ``sockets``), the state file on its disk, and some bounds, which are made as small as a run is.
+"""
+
+import contextlib
+import logging
+import select
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from stortrends_ha.dataplane import (
+    follower,
+    gated,
+    link_socket,
+    nbd_connection,
+    nbd_server,
+    owner_link,
+    process,
+    replica,
+    report,
+    roles,
+    watch,
+)  # fmt: skip
+from stortrends_ha.protocol import nbd_transmission
+from stortrends_ha.record import Record
+from stortrends_ha.replication import ordering, primary, resync, secondary, stream
+from stortrends_ha.storage import backing, state
+
+from . import kernel
+from .disk import BLOCK_BYTES
+from .history import Violation
+from .sockets import Socket
+
+BOUNDS = {
+    "LINK_BACKLOG_BYTES": 4 * BLOCK_BYTES,
+    "ORDER_REGION_BYTES": BLOCK_BYTES,
+    "COMPARE_BLOCK_BYTES": BLOCK_BYTES,
+    "COMPARE_BLOCKS_IN_FLIGHT": 2,
+    "WRITE_PIECE_BYTES": BLOCK_BYTES,
+    "ZERO_PIECE_BYTES": 2 * BLOCK_BYTES,
+    "LINK_BUFFER_BYTES": 1 << 15,
+    "_ROOM_BYTES": 1 << 14,
+    "_SHIFT": BLOCK_BYTES.bit_length() - 1,
+}
+STATE_DIR = Path("/nowhere")
+_BOUNDED = (link_socket, nbd_transmission, ordering, primary, resync, secondary, stream)
+
+
+class Replica(replica.Replica):
+    """The production one; what makes a copy count is checked first."""
+
+    def begin_to_lead(self, record: Record, forced: bool, clears_loss: bool) -> None:
+        """See there."""
+        running = kernel.running()
+        running.world.checks.leads(running.host, record, clears_loss=clears_loss)
+        if not record.alone:
+            running.host.cached_epoch = record.epoch
+        super().begin_to_lead(record, forced, clears_loss)
+
+    def begin_to_follow(self, lineage: str, full: bool) -> None:
+        """See there."""
+        running = kernel.running()
+        running.host.cached_epoch = max(running.host.cached_epoch, running.epoch)
+        if full:
+            running.world.checks.overwrites(running.host)
+        super().begin_to_follow(lineage, full)
+
+
+class Roles(roles.Roles):
+    """The production one; its process knows it."""
+
+    def __init__(self, of: replica.Replica, changed: Callable[[], None]) -> None:
+        super().__init__(of, changed)
+        kernel.running().roles = self
+
+
+class LinkSocket(link_socket.LinkSocket):
+    """The production one; neither node refuses what its peer really sent."""
+
+    def close(self, why: str) -> None:
+        """See there."""
+        if self.bad_input:
+            raise Violation(f"{kernel.running().name} ends a session: {why}")
+        super().close(why)
+
+
+class Connection(nbd_connection.Connection):
+    """The production one; a set of them is in the same order in each run."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return self.fileno()
+
+
+class Negotiation(nbd_server.Negotiation):
+    """Likewise."""
+
+    def __hash__(self) -> int:
+        return self._sock.fileno()
+
+
+class Secondary(secondary.Secondary):
+    """The production one; what it applies is checked first."""
+
+    def _apply(self, view: memoryview, at: int, end: int) -> int:
+        running = kernel.running()
+        running.world.checks.applies(running, self._epoch)
+        return super()._apply(view, at, end)
+
+
+class StateFile(state.StateFile):
+    """The production one, on the fake disk."""
+
+    def _load(self) -> state.ReplicaState:
+        return kernel.running().host.state
+
+    def _save(self, state: state.ReplicaState) -> None:
+        running = kernel.running()
+        running.point()
+        running.world.trace.say(f"{running.name} data", "state:", state)
+        running.host.state = state
+        running.point()
+
+
+class _BootId:
+    @staticmethod
+    def read_text() -> str:
+        return str(kernel.running().host.boots)
+
+
+def _listener(_host: str, port: int, _purpose: str, **_: bool) -> Socket:
+    return Socket(kernel.running(), port)
+
+
+def _bug(loop: Any, context: dict[str, Any]) -> None:
+    loop.call_exception_handler(context)
+
+
+_REPLACED: list[tuple[Any, str, Any]] = [
+    (backing, "os", kernel.Os),
+    (backing, "_fallocate", kernel.fallocate),
+    (backing, "_identity", lambda file: file.host.disk.identity),
+    (backing, "_open", lambda *_, **__: kernel.File()),
+    (follower, "LinkSocket", LinkSocket),
+    (follower, "Secondary", Secondary),
+    (follower, "tcp_listener", _listener),
+    (follower, "tcp_obstacle", lambda *_: ""),
+    (gated, "time", kernel.Time),
+    (nbd_server, "Connection", Connection),
+    (nbd_server, "Negotiation", Negotiation),
+    (nbd_server, "select", SimpleNamespace(poll=kernel.Poll, POLLRDHUP=select.POLLRDHUP)),
+    (nbd_server, "tcp_listener", _listener),
+    (owner_link, "LinkSocket", LinkSocket),
+    (owner_link, "socket", SimpleNamespace(socket=lambda *_: Socket(kernel.running()), SOCK_STREAM=socket.SOCK_STREAM)),
+    (owner_link, "time", kernel.Time),
+    (process, "Roles", Roles),
+    (report, "_LOOK_S", 0.5),
+    (replica, "StateFile", StateFile),
+    (replica, "ThreadPoolExecutor", kernel.NoThreads),
+    (replica, "uuid", SimpleNamespace(uuid4=kernel.new_lineage)),
+    (state, "BOOT_ID", _BootId),
+    (watch, "die", _bug),
+]
+_REPLACED += [(module, name, value) for module in _BOUNDED for name, value in BOUNDS.items() if hasattr(module, name)]
+
+
+@contextlib.contextmanager
+def in_a_fake_world() -> Iterator[None]:
+    """The production modules see it; and they log nothing, as the trace says what happens."""
+    before = [(module, name, getattr(module, name)) for module, name, _ in _REPLACED]
+    level = logging.root.manager.disable
+    logging.disable()
+    try:
+        for module, name, value in _REPLACED:
+            setattr(module, name, value)
+        yield
+    finally:
+        logging.disable(level)
+        for module, name, value in before:
+            setattr(module, name, value)
