@@ -149,7 +149,9 @@ class TwoNodes(ABC):
             return self._refused(old, answer)
         if isinstance(answer, Granted) or joins:
             return answer  # nobody but the peer can grant what keeps it in sync
-        stays_alone = old.alone and old.owner == new.owner and self._peer.asked_to_join(group) <= old.epoch
+        stays_alone = (
+            old.alone and new.alone and old.owner == new.owner and self._peer.asked_to_join(group) <= old.epoch
+        )
         instead = Granted() if stays_alone else await self._without_peer(group, answer)
         if isinstance(instead, Granted):
             if (own := self._own_record(group)) != old:

@@ -485,7 +485,8 @@ class Group:
             self._lead(view)
 
     def _reason_to_move(self, view: View, replica: Replica) -> str:
-        can = judge.peer_can_own(self.record, self._peer, view) and replica.session and replica.serving
+        serves = replica.serving or bool(replica.cannot_listen)
+        can = judge.peer_can_own(self.record, self._peer, view) and replica.session and serves
         if not can or view.peer is None:
             self._well_ns = view.now_ns
             return ""

@@ -54,11 +54,18 @@ class Node:
             self.record = record
         return self.willing
 
+    async def learn(self) -> None:
+        """What the other one has, as a beat tells it."""
+        assert self.other
+        await delivered()
+        if self.reaches and self.hears and self.other.record.epoch > self.record.epoch:
+            self.record = self.other.record
+
     async def propose(self, new: Record) -> Granted | Refused | Unreachable:
         """As a node does: what is granted is its own record, and so is a newer one."""
         answer = await self.arbiter.propose("g", self.record, new)
         if isinstance(answer, Granted):
-            self.record = new
+            self.record = answer.instead or new
         if isinstance(answer, Refused) and answer.current and answer.current.epoch > self.record.epoch:
             self.record = answer.current
         return answer
@@ -283,14 +290,21 @@ async def storm(node: Node, granted: dict[int, Record], rounds: int, flaky: Call
     for _ in range(rounds):
         node.reaches, node.hears = flaky(), flaky()
         old = node.record
-        new = random.choice([old.handed_to("node-a"), old.handed_to("node-b"), old.joined_by("node-a")])
+        if old.alone:
+            new = random.choice([old.owned_alone(node.name), old.joined_by("node-a"), old.joined_by("node-b")])
+        else:
+            new = random.choice([old.handed_to("node-a"), old.handed_to("node-b"), old.owned_alone(node.name)])
+        if old.alone and old.owner != node.name:
+            await node.learn()  # who is not in sync proposes nothing
+            continue
         try:
             answer = await asyncio.wait_for(node.propose(new), random.choice([None, 0.0005, 0.002]))
         except TimeoutError:
             continue
         if isinstance(answer, Granted):
-            assert granted.setdefault(new.epoch, new) == new
-        await delivered()
+            record = answer.instead or new
+            assert granted.setdefault(record.epoch, record) == record
+        await node.learn()
 
 
 @pytest.mark.parametrize("seed", range(20))

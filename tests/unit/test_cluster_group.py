@@ -400,6 +400,13 @@ def test_a_node_that_stops_or_is_drained_hands_over(why: str) -> None:
     releasing(machine)
 
 
+def test_an_owner_that_cannot_listen_for_clients_can_be_moved_away() -> None:
+    machine = leading(mirrored())
+    machine.replica_is(serving=False, cannot_listen="cannot listen on 192.0.2.21:10809: Address already in use")
+    machine.peer_is(wants=True)
+    releasing(machine)
+
+
 def test_nothing_is_handed_to_a_peer_that_is_stopping_or_cannot_own() -> None:
     for changes in ({"unfit": "its disk failed"}, {"promise": False}):
         machine = leading(mirrored())
