@@ -4,6 +4,8 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any
 
+_AT_ONCE = 100_000
+US = 1_000
 MS = 1_000_000
 S = 1_000 * MS
 
@@ -27,9 +29,12 @@ class Clock:
 
     def run_until(self, end: Callable[[], bool], until_ns: int) -> bool:
         """Let time pass until ``end()`` or the moment; whether it was ``end()``."""
-        queue = self._queue
+        queue, at_once = self._queue, 0
         while queue and queue[0][0] <= until_ns:
-            self.now_ns, _, do, arguments = heappop(queue)
+            now_ns, _, do, arguments = heappop(queue)
+            at_once = at_once + 1 if now_ns == self.now_ns else 0
+            assert at_once < _AT_ONCE, "endless events at one moment"
+            self.now_ns = now_ns
             do(*arguments)
             if end():
                 return True

@@ -10,7 +10,7 @@ from contextvars import Context
 from typing import Any
 
 from .actor import Actor
-from .clock import Clock, NodeClock, S
+from .clock import US, Clock, NodeClock, S
 
 
 # Those written in C crash when the collector of garbage ends them in the middle of another one (Python 3.11).
@@ -59,10 +59,10 @@ class NodeLoop(asyncio.AbstractEventLoop):
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        """At that time."""
+        """A little later than that: time goes on between a timer and the next one, as on a real machine."""
         handle = asyncio.TimerHandle(when, callback, args, self, context)
         if self._actor.alive:
-            self._clock.at(self._own.true_ns(int(when * S) + 1), self._actor.event, self._run, handle)
+            self._clock.at(self._own.true_ns(int(when * S) + US), self._actor.event, self._run, handle)
         return handle
 
     def _timer_handle_cancelled(self, _handle: asyncio.TimerHandle) -> None:
