@@ -27,7 +27,7 @@ NBD_PORT, LINK_PORT, HEARTBEAT_PORT, WITNESS_PORT = 10809, 7802, 7800, 7801
 CLUSTER = "failures"
 VOLUME_BYTES = 16 * MIB
 # Long enough for any takeover on a busy machine, not so long that a group which never comes back goes unnoticed.
-FAILOVER_S = 20.0
+FAILOVER_S = 40.0
 
 
 class Daemon:
