@@ -230,7 +230,7 @@ def claims_before_it_owns(patch: Patch) -> None:
 # draw other events from them; then all others are tried.
 _WRONG_ANSWER = r"was answered with|may answer clients|was lost before|went back"
 RULES: list[tuple[Callable[[Patch], None], str, tuple[int, ...]]] = [
-    (goes_on_alone_without_asking, _WRONG_ANSWER, (65,)),
+    (goes_on_alone_without_asking, _WRONG_ANSWER, (64, 144)),
     (owns_without_its_cache, r"rule 3", (2,)),
     (owns_though_it_is_not_in_sync, _WRONG_ANSWER, (7, 14)),
     (goes_on_listening, r"rule 4", (12, 14)),
