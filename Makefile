@@ -13,7 +13,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 SEEDS ?= 20000
-MIRROR_SEEDS ?= 1000
 START ?= $(shell date +%s)
 FUZZ_ROUNDS ?= 10
 
@@ -21,7 +20,8 @@ FUZZ_ROUNDS ?= 10
 TEST_PROGRAMS := fio:fio nbdinfo:libnbd-bin nbdcopy:libnbd-bin nbdfuse:libnbd-bin nbdsh:python3-libnbd \
 	nbd-client:nbd-client qemu-img:qemu-utils qemu-io:qemu-utils qemu-storage-daemon:qemu-system-common \
 	mkfs.ext4:e2fsprogs e2fsck:e2fsprogs fusermount3:fuse3 losetup:mount unshare:util-linux setpriv:util-linux \
-	ip:iproute2 nft:nftables etcd:etcd-server etcdctl:etcd-client fence_dummy:fence-agents
+	ip:iproute2 nft:nftables etcd:etcd-server etcdctl:etcd-client fence_dummy:fence-agents nbdkit:nbdkit \
+	/usr/lib/*/nbdkit/plugins/nbdkit-python-plugin.so:nbdkit-plugin-python
 BENCH_PROGRAMS := fio:fio ip:iproute2 nft:nftables qemu-io:qemu-utils
 # The plain busybox needs libraries. A kernel is a file, and installing one adds it to the machine's boot menu.
 GUEST_PROGRAMS := qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils mkfs.ext4:e2fsprogs e2fsck:e2fsprogs cpio:cpio \
@@ -85,8 +85,8 @@ test: test-packages $(VENV)/.test ## Check style, types and imports, and run all
 	$(BIN)/mypy
 	$(BIN)/mypy tests/*.py tests/unit
 	$(BIN)/mypy tests/integration
-	$(BIN)/mypy --package tests.failures --package tests.guest
-	$(BIN)/mypy --package tests.simulation --package tests.simulator --package tests.rules_model
+	$(BIN)/mypy --package tests.failures --package tests.guest --package tests.history
+	$(BIN)/mypy --package tests.simulator --package tests.rules_model
 	$(BIN)/lint-imports
 	$(BIN)/pytest $(ARGS)
 
@@ -112,7 +112,6 @@ fuzz: $(VENV)/.test ## Run the fuzz tests for long (FUZZ_ROUNDS=10)
 .PHONY: simulate
 simulate: $(VENV)/.test ## Run the simulator for long (SEEDS=20000, START=first seed; new ones by default)
 	$(BIN)/python -m tests.simulator --seeds $(SEEDS) --start $(START) $(ARGS)
-	$(BIN)/python -m tests.simulation --seeds $(MIRROR_SEEDS) --start $(START)
 
 .PHONY: clean
 clean: ## Remove .venv and all caches

@@ -5,13 +5,16 @@ writes that arrive together.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from stortrends_ha.protocol import nbd_transmission as nbd
 from stortrends_ha.protocol.nbd_transmission import Change, Decoder, Geometry
+from stortrends_ha.replication.block_map import BlockMap
+from stortrends_ha.replication.differences import Differences
 from stortrends_ha.replication.interfaces import Buffer
 from stortrends_ha.replication.primary import Primary
 from stortrends_ha.replication.secondary import Secondary
+from stortrends_ha.replication.session import Plan
 
 WRITES = 100_000
 BLOCK_BYTES = 4096
@@ -68,6 +71,18 @@ class NoClient:
         """Not here."""
 
 
+class NoFile:
+    """Keeps no map."""
+
+    def start_write(self, pages: Mapping[int, bytes], *, durable: bool, done: Callable[[], None]) -> None:  # noqa: ARG002
+        """At once."""
+        done()
+
+
+def _nothing() -> None:
+    """Nobody waits."""
+
+
 def _never(*_: object) -> None:
     raise AssertionError
 
@@ -77,14 +92,17 @@ def profile(batch: int) -> list[float]:
     requests = [nbd.REQUEST.pack(nbd.PLAIN_WRITE, bytes(8), at * 65536, BLOCK_BYTES) for at in range(batch)]
     view = memoryview(bytearray(b"".join(request + bytes(BLOCK_BYTES) for request in requests)))
     decoder, client, link, back = Decoder(Geometry(VOLUME_BYTES)), NoClient(), NoNetwork(), NoNetwork()
-    primary = Primary([NoDisk()], 1, alone=False, window_changes=65536, window_bytes=1 << 26, failed=_never)
-    primary.open_session(link, full=False)
+    log = Differences(VOLUME_BYTES, BlockMap(VOLUME_BYTES >> 22), BlockMap(VOLUME_BYTES >> 16), NoFile(), NoFile())
+    primary = Primary([NoDisk()], [log], 1, alone=False, window_changes=65536, window_bytes=1 << 26, failed=_never)
+    primary.open_session(link, Plan.RESUME)
     secondary = Secondary([NoDisk()], 1, back, 1, lambda: None)
     spent_s = [0.0] * 4
     for _ in range(WRITES // batch):
         times = [time.perf_counter()]
         decoded = decoder.decode(view, len(view))
         times.append(time.perf_counter())
+        while not primary.logged(0, decoded.changes, _nothing):
+            pass
         primary.submit(client, 0, decoded, view)
         times.append(time.perf_counter())
         message = memoryview(link.last)

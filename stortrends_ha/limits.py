@@ -71,6 +71,21 @@ ORDER_REGIONS_PER_CHANGE = 64
 COMPARE_BLOCK_BYTES = 512 * KIB
 # Comparisons under way at one time.
 COMPARE_BLOCKS_IN_FLIGHT = 16
+# What is done of a resync between two flushes; what is not flushed is done again if the resync is interrupted.
+RESYNC_FLUSH_BYTES = 256 * MIB
+
+# --- What may differ --------------------------------------------------------------------------
+
+# Regions of the intent log: coarse, so that a look-up is all that most changes cost.
+INTENT_REGION_BYTES = 4 * MIB
+# In the log of one volume; more wait for a checkpoint. It bounds what is compared after a crash: 256 GiB.
+INTENT_REGIONS = 65536
+# Logged at once with a region that follows one which is being written.
+INTENT_AHEAD = 8
+# Blocks of the dirty map: what one small write while the peer is away costs in a resync.
+DIRTY_BLOCK_BYTES = 64 * KIB
+# Between two checkpoints, while there is anything to leave the log.
+CHECKPOINT_S = 5.0
 
 # --- Heartbeats -------------------------------------------------------------------------------
 
@@ -105,4 +120,6 @@ assert WRITE_WHOLE_BYTES % WRITE_PIECE_BYTES == 0
 assert CHANGES_FRAME_BYTES + LINK_FRAME_BYTES <= LINK_BUFFER_BYTES
 assert COMPARE_BLOCK_BYTES <= INPUT_BUFFER_BYTES
 assert ABUSIVE_PAYLOAD_BYTES >= INPUT_BUFFER_BYTES
+assert COMPARE_BLOCK_BYTES % DIRTY_BLOCK_BYTES == 0
+assert INTENT_REGION_BYTES % COMPARE_BLOCK_BYTES == 0
 assert HEARTBEAT_GROUPS * HEARTBEAT_GROUP_BYTES + HEARTBEAT_FRAME_BYTES <= HEARTBEAT_DATAGRAM_BYTES

@@ -37,7 +37,7 @@ def status(arguments: argparse.Namespace, reads: int) -> dict[str, Any]:
             "lost_cache": False,
             "needs_sync": False,
             "settled_epoch": 0,
-            "unclean": False,
+            "differs": False,
             "failure": "",
         },
         "serving": True,
@@ -71,6 +71,8 @@ def status(arguments: argparse.Namespace, reads: int) -> dict[str, Any]:
                 "size_bytes": 1 << 30,
                 "read_only": False,
                 "in_flight": 0,
+                "intent_regions": 0,
+                "dirty_bytes": 0,
                 "counters": dict.fromkeys(
                     ("read_bytes", "writes", "written_bytes", "flushes", "trims", "zeroes", "errors"), 0
                 )

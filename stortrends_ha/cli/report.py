@@ -1,7 +1,7 @@
 """The status of the nodes as a page for people.
 
-Job: tables of nodes, groups and volumes that fit into 80 columns, and below them, in words, what is not well, and the
-newest change of owner of each group.
+Job: tables of nodes, groups, volumes and resyncs that fit into 80 columns, and below them, in words, what is not well,
+and the newest change of owner of each group.
 Invariants: each node is shown as it sees itself, nothing is guessed; colours are only for terminals, and nothing is
 said by colour alone; when all is well, the tables are followed by nothing but moves of the last day.
 """
@@ -17,6 +17,7 @@ from rich.text import Text
 
 from stortrends_ha.cli.client import NodeStatus
 from stortrends_ha.cli.words import sentence
+from stortrends_ha.limits import INTENT_REGION_BYTES
 
 GroupStatus = dict[str, Any]
 
@@ -37,6 +38,7 @@ _STYLES = {
     "not answering": "bold red",
 }
 _NONE = "-"
+_BAR = 20
 # A heartbeat path is silent when nothing came on it for the time of so many beats, and for so long.
 _SILENT_BEATS = 5
 _SILENT_S = 3.0
@@ -48,6 +50,8 @@ def show(nodes: Mapping[str, NodeStatus], *, verbose: bool = False) -> None:
     """Print the page to stdout. ``verbose``: heartbeat paths that are well, and old moves, too."""
     console = Console(highlight=False)
     tables = [_nodes(nodes), _groups(nodes), _volumes(nodes)]
+    if any(view["resync"] for _, views in _views(nodes) for view in views.values()):
+        tables.append(_resyncs(nodes, *("#." if console.options.ascii_only else "█░")))
     if not console.is_terminal:  # whatever reads a pipe is not helped by folded names
         console.width = max(console.width, *(_width(console, table) for table in tables))
     for table in tables:
@@ -64,6 +68,8 @@ def _lines(nodes: Mapping[str, NodeStatus], verbose: bool) -> Iterator[Text]:
     yield from _arbiter(nodes)
     yield from _troubles(nodes)
     yield from _moves(nodes, verbose)
+    if verbose:
+        yield from _intents(nodes)
 
 
 def _width(console: Console, table: Table) -> int:
@@ -138,11 +144,32 @@ def _in_sync(node: NodeStatus, view: GroupStatus) -> str | Text:
     return Text(" ".join(view["in_sync"]) or _NONE, style="yellow")
 
 
-def _progress(resync: dict[str, int] | None) -> str:
-    if not resync:
-        return _NONE
+def _progress(resync: dict[str, Any] | None) -> str:
+    return f"{100 * _done(resync):.0f}%" if resync else _NONE
+
+
+def _done(resync: dict[str, Any]) -> float:
+    """How much of it, from 0 to 1; not 1 before the end."""
     done, total = resync["done_bytes"], resync["total_bytes"]
-    return f"{100 * done // total if total else 100}%"
+    return min(done / total, 0.99) if total > done else 1.0
+
+
+def _resyncs(nodes: Mapping[str, NodeStatus], full: str, empty: str) -> Table:
+    """``full`` and ``empty``: what the bars are made of."""
+    table = _table("Resyncs", "Group", "To", "Progress", "Done", "Rate", "Left", numbers=("Rate", "Left"))
+    for name, views in _views(nodes):
+        for view in views.values():
+            if resync := view["resync"]:
+                bars, percent = int(_BAR * _done(resync)), f" {_progress(resync):>4}"
+                bar = Text.assemble((full * bars, "green"), (empty * (_BAR - bars), "dim"), percent)
+                done = f"{_size(resync['done_bytes'])} of {_size(resync['total_bytes'])}"
+                table.add_row(name, view["link"]["peer"], bar, done, f"{_size(int(resync['rate']))}/s", _left(resync))
+    return table
+
+
+def _left(resync: dict[str, Any]) -> str:
+    left, rate = resync["total_bytes"] - resync["done_bytes"], resync["rate"]
+    return _duration(left / rate) if rate >= 1 and left else _NONE
 
 
 def _volumes(nodes: Mapping[str, NodeStatus]) -> Table:
@@ -225,9 +252,11 @@ def _troubles(nodes: Mapping[str, NodeStatus]) -> Iterator[Text]:
             link, resync = view["link"], view["resync"]
             if view["why"] or view["state"] != "in-sync":
                 yield _trouble(f"{name} on {node} is ", view["state"], view["why"])
-            if resync:
-                done, total = _size(resync["done_bytes"]), _size(resync["total_bytes"])
-                yield Text(f"The resync of {name} has done {done} of {total}.")
+            if resync and resync["why"]:
+                yield Text(f"The resync of {name}: {resync['why']}.")
+            lacks = sum(volume["dirty_bytes"] for volume in view["volumes"].values())
+            if lacks and not resync:
+                yield Text(f"{link['peer']} lacks {_size(lacks)} of {name}, which is copied when it is back.")
             gone = nodes[node]["nodes"].get(link["peer"], {}).get("state") == "not answering"
             if link["why"] and link["why"] not in view["why"] and not gone:
                 yield _trouble(f"The link of {name} from {node} to {link['peer']} is ", link["state"], link["why"])
@@ -259,6 +288,15 @@ def _last_moves(views: Mapping[str, GroupStatus]) -> Iterator[tuple[str, dict[st
     for node, view in views.items():
         if (last := view["last_move"]) and (last["kind"] == "handover" or node == view["owner"]):
             yield view["owner"], last
+
+
+def _intents(nodes: Mapping[str, NodeStatus]) -> Iterator[Text]:
+    """What would be compared if the owner crashed now."""
+    for name, views in _views(nodes):
+        for view in views.values():
+            if regions := sum(volume["intent_regions"] for volume in view["volumes"].values()):
+                size = _size(regions * INTENT_REGION_BYTES)
+                yield Text(f"{name} has {regions} regions ({size}) in its intent log, to be compared after a crash.")
 
 
 def _trouble(before: str, state: str, why: str) -> Text:

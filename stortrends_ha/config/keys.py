@@ -290,6 +290,28 @@ LIMITS = Table(
             reason="held writes go on soon after the peer is back, and five attempts a second cost nothing",
             unit="seconds",
         ),
+        "disk_timeout_s": Key(
+            values.seconds(0.1, 3600),
+            "Time without an answer after which a disk counts as failed, if the other node has everything.",
+            default="20",
+            reason="longer than most arrays take to change paths, shorter than the 30 s of a guest's disk driver",
+            unit="seconds",
+        ),
+        "resync_latency_factor": Key(
+            values.factor(1.1, 1000),
+            "How much longer the slowest requests of clients (p99) may take while a resync runs. A resync goes as fast "
+            "as that allows, and without a limit while clients are idle.",
+            default="2",
+            reason="few applications notice, and a second good copy is there soon",
+            unit="times",
+        ),
+        "resync_min_rate": Key(
+            values.size("64KiB", "64GiB"),
+            "What a resync copies at least, however busy clients are.",
+            default="16MiB",
+            reason="1 TiB within a day, at a tenth of what a hard disk can",
+            unit="bytes a second",
+        ),
     }
 )
 

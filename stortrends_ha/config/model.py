@@ -168,6 +168,9 @@ class Limits:
     window_bytes: int = 64 * 1024 * 1024
     link_timeout_s: float = 3.0
     link_retry_s: float = 0.2
+    disk_timeout_s: float = 20.0
+    resync_latency_factor: float = 2.0
+    resync_min_rate: int = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ LABEL_FORM = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 ADDRESS_FORM = re.compile(r"(?:\[(?P<ipv6>[^\[\]]+)\]|(?P<host>[^\[\]:]+)):(?P<port>[0-9]+)")
 IPV6_FORM = re.compile(r"[0-9A-Za-z:.]+(%[0-9A-Za-z._-]+)?")  # with the zone that a link-local address needs
 WHOLE_FORM = re.compile(r"0|[1-9][0-9]{0,18}")
-SECONDS_FORM = re.compile(r"(0|[1-9][0-9]{0,8})(\.[0-9]{1,9})?")
+DECIMAL_FORM = re.compile(r"(0|[1-9][0-9]{0,8})(\.[0-9]{1,9})?")
 SIZE_FORM = re.compile(r"(?P<count>0|[1-9][0-9]{0,18})(?P<unit>KiB|MiB|GiB|TiB)?")
 OTHER_TYPE_FORM = re.compile(r"[+-]?[0-9.]+|true|false|yes|no|on|off", re.IGNORECASE)
 URL_FORM = re.compile(r"(?P<scheme>https?)://(?P<address>[^/]+)/?")
@@ -190,11 +190,22 @@ def seconds(low: float, high: float) -> Value:
     """A duration between two bounds."""
 
     def parse(text: str) -> float:
-        duration_s = float(_match(SECONDS_FORM, text).group())
+        duration_s = float(_match(DECIMAL_FORM, text).group())
         _demand(low <= duration_s <= high)
         return duration_s
 
     return Value(parse, f"seconds from {low:g} to {high:g}")
+
+
+def factor(low: float, high: float) -> Value:
+    """A ratio between two bounds."""
+
+    def parse(text: str) -> float:
+        ratio = float(_match(DECIMAL_FORM, text).group())
+        _demand(low <= ratio <= high)
+        return ratio
+
+    return Value(parse, f"a number from {low:g} to {high:g}")
 
 
 def size(low: str, high: str, *, power_of_two: bool = False) -> Value:

@@ -25,6 +25,11 @@ class VolumeCounters:
     zeroes: int = 0
     errors: int = 0
 
+    @property
+    def requests(self) -> int:
+        """All that were taken."""
+        return self.reads + self.writes + self.flushes + self.trims + self.zeroes
+
 
 @dataclass(slots=True)
 class ServerCounters:

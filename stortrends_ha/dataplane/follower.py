@@ -21,7 +21,7 @@ from stortrends_ha.protocol.link import Endpoint, Kind
 from stortrends_ha.record import Record
 from stortrends_ha.replication import opening
 from stortrends_ha.replication.secondary import Secondary
-from stortrends_ha.replication.session import Hello
+from stortrends_ha.replication.session import Hello, Plan
 
 from .link_socket import LinkSocket, carry_out
 from .replica import Replica
@@ -61,6 +61,7 @@ class Follower:
         self._look_again: asyncio.TimerHandle | None = None
         self._no_clients = ""  # why none could connect if this node owned
         self._ending = False  # this node ends the session on purpose
+        self._blank = False  # it was when the session began
 
     # --- Commands -----------------------------------------------------------------------------
 
@@ -166,11 +167,12 @@ class Follower:
         """See ``Joiner``."""
         return self._replica.failure or self._replica.looking
 
-    def begin(self, lineage: str, full: bool) -> None:
+    def begin(self, lineage: str, plan: Plan, fill: str) -> None:
         """See ``Joiner``."""
         if self._link is not None:
             self._link.close("the owner has connected anew")
-        self._replica.begin_to_follow(lineage, full)
+        self._blank = not self._replica.lineage
+        self._replica.begin_to_follow(lineage, plan, fill)
 
     def _open_session(self, sock: socket.socket, joined: opening.Joined) -> None:
         """In the same turn as ``begin``."""
@@ -182,9 +184,20 @@ class Follower:
         self._why, self._refused = "", False
         link.run(lambda view, end: self._receive(session, view, end), lambda: session.behind)
         link.send([joined.opened], len(joined.opened))
-        group, full = self._replica.group.name, ", to sync" * joined.full
-        log.info("group %s: session with the owner %s at epoch %d%s", group, joined.theirs.node, epoch, full)
+        if joined.plan is not Plan.RESUME:
+            self._send_regions(link)
+        group, why = self._replica.group.name, "" if joined.plan is Plan.RESUME else f", to {joined.plan.value}"
+        log.info("group %s: session with the owner %s at epoch %d%s", group, joined.theirs.node, epoch, why)
         self._changed()
+
+    def _send_regions(self, link: LinkSocket) -> None:
+        """Rule 9: what this node knows that may differ."""
+        epoch = self.record.epoch
+        for volume, differences in enumerate(self._replica.differences):
+            for message in wire.encode_regions(epoch, volume, differences.ranges()):
+                link.send([message], len(message))
+        message = wire.end_of_regions(epoch, self._blank)
+        link.send([message], len(message))
 
     def _report_bad_input(self, sock: socket.socket, error: ProtocolError) -> None:
         """Log it, but not each connection of somebody who makes many."""

@@ -6,6 +6,7 @@ the primary. Shaped so because every call and every object costs a tenth of what
 Invariants:
 - Changes and flushes are answered by ``replication.Primary``; only errors, reads (``nbd_reads``) and what has
   no effect are answered from here.
+- Rule 8: changes whose regions are not in the intent log yet wait for that as they came, and are decoded again.
 - Rule 5: every reply leaves through the gate (``gated``): while that is closed the client is not read from.
 - After DISC nothing more is taken; what is outstanding is finished, then the connection is closed.
 
@@ -42,6 +43,7 @@ class Connection:
         "_decoder",
         "_ending",
         "_gone",
+        "_logging",
         "_loop",
         "_more",
         "_owed",
@@ -78,6 +80,7 @@ class Connection:
         self._reads = ClientReads(export, primary, self._sender, structured, self._advance, self.close)
         self._rest = agreed.leftover  # an unfinished request, or requests beyond the bound of a batch
         self._more = bool(agreed.leftover)  # _rest may have whole requests
+        self._logging = False  # changes in _rest wait for the intent log
         self._owed = 0  # changes and flushes that the primary has not answered
         self._paused = False
         self._reading = False
@@ -87,7 +90,8 @@ class Connection:
 
     def start(self) -> None:
         """Begin, with what came behind the handshake."""
-        self._primary.attach(self)
+        if not self.export.geometry.failed:  # else nothing will be submitted
+            self._primary.attach(self)
         self._advance()
 
     # --- Input --------------------------------------------------------------------------------
@@ -132,6 +136,11 @@ class Connection:
     def _process(self, end: int) -> None:
         """Carry out the requests in the first ``end`` bytes of the input."""
         batch = self._decoder.decode(_input, end)
+        if batch.changes and not self._primary.logged(self.export.index, batch.changes, self._logged):
+            self._decoder.take_back()
+            self._rest, self._more, self._logging = bytes(_input[:end]), True, True
+            self._set_reading(False)
+            return
         self._rest = bytes(_input[batch.consumed : end]) if batch.consumed != end else b""
         self._more = batch.more
         if batch.changes:
@@ -143,6 +152,11 @@ class Connection:
             self._unusual(batch)
         if self._more or self._ending or not self._reading or self._reads.blocked:
             self._advance()
+
+    def _logged(self) -> None:
+        """It is worth trying again."""
+        self._logging = False
+        self._advance()
 
     def _change(self, batch: Batch) -> None:
         counters = self.export.counters
@@ -176,7 +190,7 @@ class Connection:
             extents = self.export.store.extents(other.offset, other.length)
         except StorageError as e:
             self.export.disk_error(e)
-            return nbd.error_chunk(other.cookie, nbd.EIO)
+            return nbd.error_chunk(other.cookie, nbd.EIO) if self._primary.cannot_read(e) else b""
         if other.flags & nbd.FLAG_REQ_ONE:
             del extents[1:]
         hole = nbd.STATE_HOLE | nbd.STATE_ZERO
@@ -216,7 +230,7 @@ class Connection:
         if self._ending and not self.in_flight and self._sender.is_empty:
             self.close("the client disconnected")
             return
-        ready = not (self._paused or self._reads.blocked)
+        ready = not (self._paused or self._reads.blocked or self._logging)
         if ready and self._more and not self._ending:
             self._set_reading(False)
             self._loop.call_soon(self._process_rest)
@@ -224,7 +238,7 @@ class Connection:
             self._set_reading(ready or self._ending)
 
     def _process_rest(self) -> None:
-        if self._more and not (self.closed or self._paused or self._reads.blocked):
+        if self._more and not (self.closed or self._paused or self._reads.blocked or self._logging):
             end = len(self._rest)
             _input[:end] = self._rest
             self._process(end)

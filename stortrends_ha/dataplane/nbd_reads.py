@@ -173,8 +173,10 @@ class ClientReads:
         self._export.counters.read_bytes += length
 
     def _refuse(self, cookie: bytes, error: StorageError) -> None:
+        """Rule 13: unless the other node can answer it."""
         self._export.disk_error(error)
-        self.send((nbd.error_chunk if self._structured else nbd.error_reply)(cookie, nbd.EIO))
+        if self._primary.cannot_read(error):
+            self.send((nbd.error_chunk if self._structured else nbd.error_reply)(cookie, nbd.EIO))
 
     def _read_aside(self, read: Read) -> None:
         """Read into memory of its own, as the reply may have to wait."""
@@ -215,6 +217,7 @@ class ClientReads:
 
     def _start_disk_read(self, offset: int, length: int, ended: Callable[["asyncio.Future[bytearray]"], None]) -> None:
         self._disk_bytes += length
+        advance = self._primary.probe.timed(self._advance)
 
         def back(done: "asyncio.Future[bytearray]") -> None:
             self._disk_bytes -= length
@@ -223,7 +226,7 @@ class ClientReads:
                 raise error
             if not self._sender.closed:
                 ended(done)
-                self._advance()
+                advance()
 
         future = self._loop.run_in_executor(self._export.executor, self._export.store.read, offset, length)
         future.add_done_callback(back)
@@ -261,6 +264,7 @@ class ClientReads:
         error = done.exception()
         if isinstance(error, StorageError):
             self._export.disk_error(error)
+            self._primary.cannot_read(error)
             self._close("the disk failed in the middle of a reply")
         else:
             self._when_answered(long.offset, length, lambda: self._send_piece(long, done.result()))

@@ -224,6 +224,14 @@ class NbdServer:
                 Path(path).unlink(missing_ok=True)
         self._listeners.clear()
 
+    def refuse(self) -> None:
+        """Rule 13: no good copy is left: from now on every request is answered with an error. What is under way loses
+        its connection, once whoever found the error has returned."""
+        for export in self.exports.values():
+            export.geometry = export.geometry.refusing()
+        for connection in list(self.connections):
+            self.loop.call_soon(connection.close, "the disk failed")
+
     def drop_clients(self) -> None:
         """Close all connections: clients reconnect after that, and would give up on an error."""
         self._next_sweep.cancel()

@@ -1,9 +1,9 @@
 """The data process of a group while this node owns it: NBD server, primary, gate, and the link to the secondary.
 
 Order that matters (each step can be the last before a death):
-- ``open`` is durable before anyone can connect, so before the first change (``Replica.begin_to_lead``).
+- A region is in the intent log before its first change (rule 8): clients wait for that (``Connection``).
 - A change of record ends the session first, then changes what is answered when, then opens a session at the new epoch.
-- Rule 5: a release closes the gate when all is answered and flushed on both nodes, *then* takes ``open`` back and is
+- Rule 5: a release closes the gate when all is answered and flushed on both nodes, *then* forgets the intent log and is
   answered: the handover is proposed only after that. Who dies before has not released, and the record is unchanged.
 - ``joinable`` locks the primary before the supervisor hears of it (``told``). While locked, the lease is needed again.
 
@@ -16,7 +16,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from stortrends_ha.errors import ReleaseError
+from stortrends_ha.errors import ReleaseError, StorageError
+from stortrends_ha.limits import CHECKPOINT_S, DIRTY_BLOCK_BYTES
 from stortrends_ha.protocol.nbd_handshake import Export as HandshakeExport
 from stortrends_ha.protocol.nbd_options import TransmissionFlag
 from stortrends_ha.protocol.nbd_transmission import Geometry
@@ -31,6 +32,8 @@ from .nbd_server import NbdServer
 from .owner_link import OwnerLink
 from .replica import Replica
 from .report import Status, base
+from .throttle import Throttle
+from .watch import end_with
 
 log = logging.getLogger(__name__)
 
@@ -52,22 +55,27 @@ class Owner:
         self._lease_ns = 0
         self._gate_timer: asyncio.TimerHandle | None = None
         self.released = self._releasing = self._left = False
+        self._throttle = Throttle(self._limits)
         self._primary = Primary(
             replica.stores,
+            replica.differences,
             record.epoch,
             alone=record.alone,
             window_changes=self._limits.window_changes,
             window_bytes=self._limits.window_bytes,
             failed=replica.fail,
             settled=replica.settled,
+            uncopied=self._uncopied,
             changed=changed,
             caches=[Cache(volume.cache) for volume in replica.group.volumes],
+            probe=self._throttle.probe,
         )
-        replica.on_failure = self._failed
+        replica.on_failure, replica.is_last_copy = self._failed, lambda: self._primary.is_last_copy
         self._exports = {volume.name: self._export(index) for index, volume in enumerate(replica.group.volumes)}
         self._server = NbdServer(
             self._exports, self._primary, self.gate, self._limits, replica.server_counters, self._clients_changed
         )
+        self._throttle.attach(self._primary, self._requests)
         self._link: OwnerLink | None = None
         self._moved = (0, self._loop.time())  # the newest answered change, and when that was seen first
 
@@ -93,7 +101,7 @@ class Owner:
         )
         replica = self._replica
         return Export(
-            index, offer, geometry, store, replica.executor, replica.server_counters, replica.volume_counters[index]
+            index, offer, geometry, store, store.executor, replica.server_counters, replica.volume_counters[index]
         )
 
     # --- Commands -----------------------------------------------------------------------------
@@ -103,6 +111,12 @@ class Owner:
         self._listen()
         self._connect()
         self._set_gate()
+        self._checkpoints = end_with(asyncio.create_task(self._make_checkpoints()))
+
+    async def _make_checkpoints(self) -> None:
+        while True:
+            await asyncio.sleep(CHECKPOINT_S)
+            self._primary.checkpoint()
 
     def _listen(self) -> None:
         group = self._replica.group
@@ -125,6 +139,8 @@ class Owner:
             self._disconnect(f"the record has changed: {record}" if record != self.record else "it is opened anew")
             self.record = record
             self._primary.change_record(record.epoch, record.alone)
+            if self._replica.trouble and not record.alone:  # the peer has everything now: it is better there
+                self._replica.fail(StorageError(self._replica.trouble))
             self._connect()
         elif not self._may_join():
             self._primary.unlock()
@@ -180,9 +196,12 @@ class Owner:
     def leave(self) -> None:
         """Serve no more; clients stay connected, unanswered, until ``drop``."""
         self._left = True
+        self._checkpoints.cancel()
+        self._throttle.stop()
         if not self.released:
-            self._replica.unclean = True
             self._primary.halt()
+            for differences in self._replica.differences:
+                differences.doubt_log()
         self._set_gate()
         self._server.stop_listening()
         self._disconnect("this node does not own the group any more")
@@ -191,21 +210,22 @@ class Owner:
         """Close all connections of clients."""
         self._server.drop_clients()
 
-    async def stop(self) -> bool:
-        """Orderly: finish what is under way, drop the clients; whether nothing is left that only this node has."""
+    async def stop(self) -> None:
+        """Orderly: finish what is under way, drop the clients. What is flushed on both by then need not be compared."""
         self._server.stop_listening()
         if self.record.alone and not self._primary.locked:
             self._disconnect("this node stops")  # nobody waits for the peer, and a sync would not end in time
-        idle = asyncio.Event()
-        self._primary.stop_taking(idle.set)
+        drained = asyncio.Event()
+        self._primary.drain(drained.set)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_S if self.record.alone or self._primary.connected else 0):
-                await idle.wait()
-        clean = idle.is_set() and not (self._replica.unclean or self._primary.ahead or self._replica.failure)
+            can_drain = (self.record.alone or self._primary.connected) and not self._replica.failure
+            async with asyncio.timeout(DRAIN_S if can_drain else 0):
+                await drained.wait()
+        mirrored = not (self.record.alone or self._primary.ahead)
+        if drained.is_set() and mirrored and self._primary.opened and not self._replica.failure:
+            self._replica.end_to_lead()
         self.leave()
-        self._replica.unclean = not (clean or self.released)
         self.drop()
-        return clean or self.released
 
     # --- The gate -----------------------------------------------------------------------------
 
@@ -255,10 +275,18 @@ class Owner:
         self._changed()
 
     def _failed(self) -> None:
+        """Rule 13."""
         self._primary.halt()
         if self._link is not None:
             self._link.fail()
+        if self._primary.is_last_copy:
+            self._server.refuse()
         self._changed()
+
+    def _uncopied(self, error: StorageError) -> None:
+        """What the secondary lacks cannot be read here."""
+        if self._link is not None:
+            self._link.put_off(f"what {self._replica.peer.name} lacks cannot be read: {error}")
 
     # --- Status -------------------------------------------------------------------------------
 
@@ -266,7 +294,6 @@ class Owner:
         """The status message, without its type."""
         primary = self._primary
         state, why = self._state()
-        resync = primary.resync
         return {
             **base(self._replica, self.record),
             "role": "primary",
@@ -279,7 +306,7 @@ class Owner:
             "state": state,
             "why": why,
             **({"link": self._link.status()} if self._link is not None else {}),
-            "resync": resync and {"done_bytes": resync.done_bytes, "total_bytes": resync.total_bytes},
+            "resync": self._throttle.status(),
             "window": {
                 "changes": primary.unanswered,
                 "bytes": primary.bytes_in_flight,
@@ -299,15 +326,14 @@ class Owner:
         """Rule 9: why the owner must go alone before its secondary can be synced."""
         if self.record.alone:
             return ""
-        if self._replica.unclean:
-            return f"{self._replica.node} was killed while it owned, so unanswered writes may be on one replica only"
         if self._primary.ahead:
             return f"{self._replica.peer.name} has not got everything that was answered while this node was alone"
         return self._link.unfit if self._link is not None else ""
 
     def _state(self) -> tuple[str, str]:
         if self._replica.failure:
-            return "failed", f"{self._replica.failure}; clients wait: mend the disk and start the node again"
+            clients = "get errors, as no other node has everything" if self._primary.is_last_copy else "wait"
+            return "failed", f"{self._replica.failure}; clients {clients}: mend the disk and start the node again"
         if self.released:
             return "held", "it has stopped, to be handed over"
         if self._releasing:
@@ -338,12 +364,14 @@ class Owner:
         return state, f"no link to {peer} ({(link and link.why) or 'connecting'}): {held}"
 
     def _alone_state(self) -> tuple[str, str]:
-        peer, link = self._replica.peer.name, self._link
+        peer, link, trouble = self._replica.peer.name, self._link, self._replica.trouble
+        trouble = trouble and f"; {trouble}: mend the disk, as this is the only good copy"
         if self._primary.joinable:
-            return "syncing", f"{peer} has everything and is about to be added"
+            return "syncing", f"{peer} has everything and is about to be added{trouble}"
         if self._primary.connected:
-            return "syncing", f"what differs on {peer} is being copied to it"
-        return "alone", f"no link to {peer} ({(link and link.why) or 'connecting'}): writes go to the disk at once"
+            return "syncing", f"what differs on {peer} is being copied to it{trouble}"
+        why = (link and link.why) or "connecting"
+        return "alone", f"no link to {peer} ({why}): writes go to the disk at once{trouble}"
 
     def _oldest_ms(self) -> float:
         """About how long the oldest unanswered change has been waiting: exact to the interval between two calls."""
@@ -353,12 +381,19 @@ class Owner:
             return 0.0
         return (self._loop.time() - since_s) * 1000
 
+    def _requests(self) -> tuple[int, int]:
+        """Of clients: how many have been taken so far, and how many are under way."""
+        taken = sum(export.counters.requests for export in self._exports.values())
+        return taken, sum(connection.in_flight for connection in self._server.connections)
+
     def _volume_status(self, export: Export) -> dict[str, Any]:
-        counters = export.counters
+        counters, differences = export.counters, self._replica.differences[export.index]
         return {
             "size_bytes": export.geometry.size_bytes,
             "read_only": export.geometry.read_only,
             "in_flight": self._server.in_flight(export),
+            "intent_regions": differences.regions,
+            "dirty_bytes": min(differences.dirty.count * DIRTY_BLOCK_BYTES, export.geometry.size_bytes),
             "counters": {name: getattr(counters, name) for name in counters.__slots__},
         }
 

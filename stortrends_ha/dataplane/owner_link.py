@@ -14,16 +14,20 @@ import logging
 import os
 import socket
 import time
+import uuid
 from collections.abc import Callable
+from functools import partial
 
 from stortrends_ha.config import Address
 from stortrends_ha.errors import PeerUnfitError, ProtocolError, SessionRefusedError, StorageError
+from stortrends_ha.limits import MIB
 from stortrends_ha.protocol import link as wire
 from stortrends_ha.protocol.link import Endpoint, Kind
 from stortrends_ha.record import Record
 from stortrends_ha.replication import opening
 from stortrends_ha.replication.primary import Primary
-from stortrends_ha.replication.session import Hello
+from stortrends_ha.replication.resync import Resync
+from stortrends_ha.replication.session import Hello, Plan
 
 from .link_socket import LinkSocket, carry_out
 from .replica import Replica
@@ -34,6 +38,12 @@ from .watch import end_with
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S = 0.005
+_PUT_OFF_S = 30.0
+_WHAT = {
+    Plan.RESUME: "what is in flight",
+    Plan.RECONCILE: "what may differ is made equal",
+    Plan.SYNC: "sync of what it may lack",
+}
 CLIENTS_S = 0.1
 
 
@@ -62,6 +72,7 @@ class OwnerLink:
         self.state, self.why = "connecting", ""
         self.unfit = ""  # why the secondary needs a full sync, though the record has it in sync
         self._opened: opening.Opened | None = None
+        self._put_off = False
         self._ping = 0
         self._next_ping: asyncio.TimerHandle | None = None
         self._ping_sent_s: float | None = None
@@ -97,8 +108,8 @@ class OwnerLink:
                 await self._ended.wait()
                 if self._loop.time() - began_s > self._limits.link_retry_s:
                     pause_s = _FIRST_PAUSE_S
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, self._limits.link_retry_s)
+            await asyncio.sleep(_PUT_OFF_S if self._put_off else pause_s)
+            pause_s, self._put_off = min(2 * pause_s, self._limits.link_retry_s), False
 
     async def _connect(self) -> None:
         """Connect, compare notes, open the session."""
@@ -118,17 +129,21 @@ class OwnerLink:
 
     def hello(self) -> Hello:
         """See ``Opener``."""
-        return self._replica.hello(self._record, unclean=self._primary.ahead)
+        return self._replica.hello(self._record, behind=self._primary.ahead)
 
     def first(self) -> int:
         """See ``Opener``."""
         return self._primary.acked + 1
 
+    def new_filling(self) -> str:
+        """See ``Opener``."""
+        return uuid.uuid4().hex
+
     # --- The session --------------------------------------------------------------------------
 
     def _open(self, sock: socket.socket, opened: opening.Opened) -> None:
         group, peer, epoch = self._replica.group.name, opened.theirs.node, self._record.epoch
-        what = "full sync" if opened.full else "what is in flight"
+        what = _WHAT[opened.plan] if not opened.fill else "full sync"
         log.info("group %s: session with %s at epoch %d: %s, because %s", group, peer, epoch, what, opened.why)
         self._ended.clear()
         self._opened = opened
@@ -137,18 +152,36 @@ class OwnerLink:
         self.state, self.why, self.unfit = "connected", "", ""
         self._ping_sent_s = None
         self._link.run(self._receive)
-        self._primary.open_session(self._link, opened.full)
+        fill = partial(self._filled, opened.fill) if opened.fill else None
+        lost = any(of.unknown for of in self._replica.differences)
+        compare = bool(opened.theirs.lineage) and bool(lost or opened.fill or opened.theirs.filling)
+        self._primary.open_session(self._link, opened.plan, compare=compare, fill=fill)
         self._send_ping()
         self._clients_told = []
         self.clients_changed()
         self._changed()
 
+    def _filled(self, name: str) -> None:
+        try:
+            self._replica.filled(name)
+        except StorageError as e:  # if this filling is interrupted, it begins anew
+            self._replica.fail_unless_last(e)
+
     def _receive(self, view: memoryview, end: int) -> int:
+        resync = self._primary.resync
         used = self._primary.receive(view, end)
+        if resync is not None and resync.ended and self._primary.resync is None:
+            self._log_synced(resync)
         if self._ping_sent_s is not None and self._primary.pong == self._ping:
             self._round_trip_ms = (time.monotonic() - self._ping_sent_s) * 1000
             self._ping_sent_s = None
         return used
+
+    def _log_synced(self, resync: Resync) -> None:
+        log.info(
+            "group %s: %s has everything: of %.1f MiB that may have differed %.1f MiB were copied",
+            self._replica.group.name, self._replica.peer.name, resync.total_bytes / MIB, resync.copied_bytes / MIB,
+        )  # fmt: skip
 
     def _send_ping(self) -> None:
         link = self._link
@@ -212,6 +245,12 @@ class OwnerLink:
         """This node's disk failed: end the session, once whoever found that has returned."""
         if self._link is not None:
             self._loop.call_soon(self._link.close, "this node's disk failed")
+
+    def put_off(self, why: str) -> None:
+        """End the session, once whoever found this has returned, and begin the next one much later."""
+        if self._link is not None:
+            self._put_off = True
+            self._loop.call_soon(self._link.close, why)
 
     def status(self) -> Status:
         """The link's part of the status."""

@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import ctypes
 import gc
+import logging
 import os
 import signal
 from pathlib import Path
@@ -62,6 +63,9 @@ async def _run(args: argparse.Namespace) -> int:
         channel.send("failed", message=str(e))
         await channel.flush()
         return 1
+    if replica.failure:
+        logging.shutdown()
+        os._exit(0)  # without waiting for threads whose disk hangs
     return 0
 
 

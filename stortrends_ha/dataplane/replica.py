@@ -4,11 +4,11 @@ A replica that has failed stays failed until the process is started again: a fai
 later (rule 13), and an operator has looked at the disk by then.
 
 What a death leaves (``storage.state``), by step:
-- ``open`` is durable before an owner can apply a change, and taken back after a release or an orderly stop, when both
-  replicas have the same: who finds it at a start was killed while it owned, and is ``unclean``.
-- ``unclean`` ends when the record has this node alone (a full sync follows), or when it has been synced itself.
-- ``needs_sync`` is durable before a full sync overwrites anything, and is taken back, together with ``lost_cache`` and
-  ``open``, when the owner says that all is copied and flushed here: before that is answered.
+- Where the replicas may differ by then is in the intent logs and dirty maps (``replication.differences``).
+- ``needs_sync`` is durable before a sync overwrites anything, and is taken back, together with ``lost_cache``, when the
+  owner says that all is copied and flushed here: before that is answered.
+- ``filling`` is durable before everything is copied to this node, ``fills`` on the other one as soon as its dirty map
+  has everything: so one that is interrupted goes on if both have the same, and begins anew if not.
 - ``backings`` is durable with the lineage: a state that is found beside other files than those (a disk that was not
   mounted, or was replaced) says nothing of them (rules 3 and 10). It stays as it is until they are led or filled.
 """
@@ -19,21 +19,29 @@ import logging
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from stortrends_ha import __version__
 from stortrends_ha.config import Cluster, Group
 from stortrends_ha.errors import StorageError, SyncFailedError
-from stortrends_ha.limits import DISK_THREADS
+from stortrends_ha.limits import DIRTY_BLOCK_BYTES, DISK_THREADS, INTENT_REGION_BYTES
 from stortrends_ha.protocol.link import PROTOCOL_VERSIONS, Endpoint
 from stortrends_ha.record import Record
-from stortrends_ha.replication.session import Hello
+from stortrends_ha.replication.block_map import BlockMap
+from stortrends_ha.replication.differences import Differences, blocks_of
+from stortrends_ha.replication.session import Hello, Plan
 from stortrends_ha.storage.backing import Backing
+from stortrends_ha.storage.disk_threads import DiskThreads
+from stortrends_ha.storage.map_file import MapFile, QueuedMapFile
 from stortrends_ha.storage.state import StateFile
 
 from .export import LinkCounters, ServerCounters, VolumeCounters
 
 log = logging.getLogger(__name__)
+
+_LOOK_S = 1.0
+_SILENT = "the disk has not answered"
 
 
 class Replica:
@@ -44,26 +52,47 @@ class Replica:
         self.group = group
         self.node = node
         self.peer = cluster.peer_of(node)
-        self.executor = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
-        path = cluster.nodes[node].state_dir / "groups" / f"{group.name}.json"
-        self.state_file = StateFile(path, group.name)
+        self._disks: list[DiskThreads] = []
+        self._threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
+        state_dir = cluster.nodes[node].state_dir
+        self.state_file = StateFile(state_dir / "groups" / f"{group.name}.json", group.name)
         known = bool(self.state_file.state.lineage)
         self.stores = [
-            Backing(v.name, v.backing[node], v.size_bytes, self.executor, self.fail, had_data=known)
+            Backing(v.name, v.backing[node], v.size_bytes, self._disk(v.backing[node]), self.fail, had_data=known)
             for v in group.volumes
         ]
+        self._state_threads = self._disk(state_dir)
         self._backings = {store.volume: store.identity for store in self.stores}
+        self._mounts = {store.volume: store.mount for store in self.stores}
+        self._look_for_remounts()
         if replaced := ", ".join(str(store.path) for store in self.stores if self._is_replaced(store)):
             log.error("group %s: %s: not the files that had its data; see `stortrends-ha status`", group.name, replaced)
-        self.unclean = self.state_file.state.open
+        self._map_files: list[QueuedMapFile] = []
+        self.differences = [self._open_maps(store) for store in self.stores]
+        self._was_killed = any(of.any for of in self.differences)
         self.blank = False
         self.looking = ""  # why it is not known yet whether the replica is blank
         self.failure = ""
+        self.trouble = ""  # with what is no failure as long as no other node has a good copy
         self.on_failure: Callable[[], None] = lambda: None
+        self.is_last_copy: Callable[[], bool] = lambda: False  # rule 13: no other node has a good one
         self.server_counters = ServerCounters()
         self.link_counters = LinkCounters()
         self.volume_counters = [VolumeCounters() for _ in group.volumes]
         self.endpoints: list[Endpoint] = []  # of the owner's clients, as the owner told last
+
+    def _disk(self, path: Path) -> DiskThreads:
+        self._disks.append(DiskThreads(self._threads, path))
+        return self._disks[-1]
+
+    def _look_for_remounts(self) -> None:
+        """Rule 3: what was cached when a file system was mounted anew, or a device plugged in anew, may be lost."""
+        state = self.state_file.state
+        for store in self.stores:
+            before = state.mounts.get(store.volume)
+            if state.boot_id and before and store.mount and before != store.mount and not state.lost_cache:
+                log.warning("group %s: %s is not mounted as it was: its cache is lost", self.group.name, store.path)
+                self.state_file.update(lost_cache=True, mounts=self._mounts)
 
     def _is_replaced(self, store: Backing) -> bool:
         before = self.state_file.state.backings.get(store.volume)
@@ -73,6 +102,24 @@ class Replica:
     def lineage(self) -> str:
         """The identity of the data; empty if these volumes have none that is known."""
         return "" if any(map(self._is_replaced, self.stores)) else self.state_file.state.lineage
+
+    def _open_maps(self, store: Backing) -> Differences:
+        """Raises StorageError."""
+        intents, intent_file = self._open_map(store, "intents", INTENT_REGION_BYTES)
+        dirty, dirty_file = self._open_map(store, "dirty", DIRTY_BLOCK_BYTES)
+        return Differences(store.size_bytes, intents, dirty, intent_file, dirty_file)
+
+    def _open_map(self, store: Backing, kind: str, block_bytes: int) -> tuple[BlockMap | None, QueuedMapFile]:
+        path = self.state_file.path.with_suffix(f".{store.volume}.{kind}")
+        what = f"group {self.group.name}, volume {store.volume}"
+        file = MapFile(path, what, blocks_of(store.size_bytes, block_bytes), block_bytes)
+        found = file.open(expected=bool(self.state_file.state.lineage))
+        if found is None:
+            log.error("%s: %s is lost: all of the volume has to be compared", what, path)
+        # Without a dirty map regions do not leave the intent log any more: nothing is lost.
+        failed = self.fail if kind == "intents" else self.fail_unless_last
+        self._map_files.append(QueuedMapFile(file, self._state_threads, failed))
+        return found, self._map_files[-1]
 
     # --- Becoming owner or secondary ------------------------------------------------------------
 
@@ -91,40 +138,53 @@ class Replica:
             return f"this replica has no data of the group, which is at epoch {record.epoch} already"
         return ""
 
-    def begin_to_lead(self, record: Record, forced: bool, clears_loss: bool) -> None:
+    def begin_to_lead(self, forced: bool, clears_loss: bool) -> None:
         """Durable before any change: that this node owns, and the data's identity. Raises StorageError."""
-        changes: dict[str, Any] = {"open": True, "backings": self._backings}
+        changes: dict[str, Any] = {"backings": self._backings, "mounts": self._mounts}
         if forced or not self.lineage:
             changes["lineage"] = uuid.uuid4().hex
         if forced or clears_loss:
             changes["lost_cache"] = False
         if forced:
             changes["needs_sync"] = False
-        if self.unclean:  # what was never answered may rest in the cache, and be read, before it is flushed again
+        if self._was_killed:  # what was never answered may rest in the cache, and be read, before it is flushed again
             changes["settled_epoch"] = 0
+        self._was_killed = False
         self.state_file.begin(**changes)
-        if record.alone:
-            self.unclean = False
 
     def end_to_lead(self) -> None:
-        """Both replicas have the same, stable, and nothing is under way. Raises StorageError."""
-        self.state_file.update(open=False)
+        """Both replicas have the same, stable, and nothing is under way."""
+        for differences in self.differences:
+            differences.forget()
+
+    def filled(self, name: str) -> None:
+        """The dirty map durably has everything, as nothing is at the peer. Raises StorageError."""
+        self.state_file.update(fills=name)
 
     def settled(self, epoch: int) -> None:
         """Rule 1: everything that was cached before this node went alone is stable."""
         try:
             self.state_file.update(settled_epoch=epoch)
         except StorageError as e:
-            self.fail(e)
+            self.fail_unless_last(e)
 
-    def begin_to_follow(self, lineage: str, full: bool) -> None:
+    def begin_to_follow(self, lineage: str, plan: Plan, fill: str) -> None:
         """Durable before anything of a session is applied. Raises StorageError."""
-        self.state_file.begin(lineage=lineage, needs_sync=full, backings=self._backings)
+        changes: dict[str, Any] = {"filling": fill} if fill else {}
+        changes |= {"backings": self._backings, "mounts": self._mounts}
+        self.state_file.begin(lineage=lineage, needs_sync=plan is Plan.SYNC, **changes)
+        if fill:
+            self._equal()
 
     def synced(self) -> None:
         """Rule 9: all is copied and flushed here; durable when this returns. Raises StorageError."""
-        self.state_file.update(needs_sync=False, lost_cache=False, open=False)
-        self.unclean = False
+        self.state_file.update(needs_sync=False, lost_cache=False, filling="")
+        self._equal()
+
+    def _equal(self) -> None:
+        """What this node knew of differences is over."""
+        for differences in self.differences:
+            differences.forget()
 
     async def look_if_blank(self) -> None:
         """A secondary without lineage may be filled only if there is nothing on it."""
@@ -134,10 +194,10 @@ class Replica:
         found = []
         for store in self.stores:
             self.looking = f"{self.node} is still reading {store.path} to see whether there is nothing on it"
-            found.append(await loop.run_in_executor(self.executor, store.is_blank))
+            found.append(await loop.run_in_executor(self._threads, store.is_blank))
         self.blank, self.looking = all(found), ""
 
-    def hello(self, record: Record, unclean: bool = False) -> Hello:
+    def hello(self, record: Record, behind: bool = False) -> Hello:
         """What this node says of itself now, acting for this record."""
         state = self.state_file.state
         return Hello(
@@ -153,10 +213,13 @@ class Replica:
             blank=self.blank and not self.lineage,
             lost_cache=state.lost_cache,
             needs_sync=state.needs_sync,
-            unclean=self.unclean or unclean,
+            differs=any(of.any for of in self.differences),
+            unknown=any(of.unknown for of in self.differences),
+            filling=state.fills if record.owner == self.node else state.filling,
+            behind=behind,
         )
 
-    # --- The end ------------------------------------------------------------------------------
+    # --- When a disk fails ----------------------------------------------------------------------
 
     def fail(self, error: StorageError) -> None:
         """The disk failed: this replica is out until the process is started again."""
@@ -168,17 +231,44 @@ class Replica:
             self.failure = str(error)
             self.on_failure()
 
-    def close(self, clean: bool) -> None:
-        """Flush and close; ``clean``: there are no changes that only this node has. Raises StorageError."""
-        self.executor.shutdown()
+    def fail_unless_last(self, error: StorageError) -> None:
+        """Something has happened to a disk that costs no data: better to do without the other node's good copy only if
+        there is none."""
+        if not self.is_last_copy():
+            self.fail(error)
+        elif self.trouble != str(error):
+            self.trouble = str(error)
+            log.error("group %s: %s; this node goes on, as it has the only good copy", self.group.name, error)
+
+    async def watch_disks(self) -> None:
+        """Row 14: a disk that does not answer has failed. The last good copy is waited for."""
+        limit_s = self.cluster.limits.disk_timeout_s
+        while not self.failure:
+            await asyncio.sleep(min(limit_s / 4, _LOOK_S))
+            silent = [str(disk.path) for disk in self._disks if disk.silent_s() >= limit_s]
+            if silent:
+                self.fail_unless_last(StorageError(f"{', '.join(silent)}: {_SILENT} for {limit_s:g} s"))
+            elif _SILENT in self.trouble:
+                log.warning("group %s: the disk answers again", self.group.name)
+                self.trouble = ""
+
+    # --- The end ------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Flush and close. Raises StorageError."""
+        if self.failure:  # nothing counts that is not stable by now, and a disk that hangs is not waited for
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            return
+        self._threads.shutdown()
         try:
             for store in self.stores:
                 store.flush_now()
         except SyncFailedError as e:
             self.fail(e)
             raise
-        flushed = {} if self.failure else {"boot_id": ""}  # nothing is only cached any more
-        self.state_file.update(**flushed, **({"open": False} if clean else {}))
+        self.state_file.update(boot_id="")  # nothing is only cached any more
+        for file in self._map_files:
+            file.close()
         for store in self.stores:
             store.close()
 
@@ -191,6 +281,6 @@ class Replica:
             "lost_cache": state.lost_cache,
             "needs_sync": state.needs_sync,
             "settled_epoch": state.settled_epoch,
-            "unclean": self.unclean,
+            "differs": any(of.any for of in self.differences),
             "failure": self.failure,
         }

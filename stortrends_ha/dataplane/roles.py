@@ -38,12 +38,13 @@ class Roles:
         self._kept: Owner | None = None  # handed over, with its clients still connected
         self._kept_timer: asyncio.TimerHandle | None = None
         self._looking = end_with(asyncio.create_task(self._look_if_blank()))
+        self._watching = end_with(asyncio.create_task(replica.watch_disks()))
 
     async def _look_if_blank(self) -> None:
         try:
             await self._replica.look_if_blank()
         except StorageError as e:
-            self._replica.fail(e)
+            self._replica.fail_unless_last(e)
         self._changed()
 
     @property
@@ -89,7 +90,7 @@ class Roles:
         owner = self._owner
         if owner is None:
             self._rest()
-        self._replica.begin_to_lead(record, order.forced, order.clears_loss)
+        self._replica.begin_to_lead(order.forced, order.clears_loss)
         if owner is not None:
             owner.lead(record, order.not_before_ns)
             return
@@ -110,7 +111,7 @@ class Roles:
                 self.drop()
         elif role is not None:
             role.stop()
-        self._replica.on_failure = self._changed
+        self._replica.on_failure, self._replica.is_last_copy = self._changed, lambda: False
 
     async def _release(self) -> None:
         if self._owner is None:
@@ -138,11 +139,11 @@ class Roles:
     async def stop(self) -> None:
         """Orderly: finish what is under way, flush, mark the replica clean if it is. Raises StorageError."""
         self._looking.cancel()
-        clean = not self._replica.unclean
+        self._watching.cancel()
         if isinstance(self._role, Owner):
-            clean = await self._role.stop()
+            await self._role.stop()
         self._rest()
-        self._replica.close(clean and not self._replica.failure)
+        self._replica.close()
 
     # --- Status -------------------------------------------------------------------------------
 

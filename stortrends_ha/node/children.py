@@ -3,7 +3,9 @@
 Job: one `Child` per group. Its `run` goes on until `stop`; `ready` is set when the first start went well.
 Invariants: at most one data process per group; a failure of the first start is for the operator and is not
 retried, later ones are retried for ever, are counted, and each is one line of log; a process that breaks the
-channel's protocol is killed and counts as failed.
+channel's protocol is killed and counts as failed. One that was killed runs no more, but does not end as long as it
+waits for a disk that does not answer: everybody is told that it has ended, but the next one is started only when it
+really has, as it still has its sockets and locks.
 Neighbours: `process` is one run; `supervisor` starts and stops all; `groups` commands it and is told what it says;
 `status` and `metrics` read `view`.
 """
@@ -36,6 +38,8 @@ class Patience:
     # The first pause is short, because clients wait; the last one keeps a crash loop cheap.
     restart_first_s: float = 0.2
     restart_last_s: float = 5.0
+    # A process that was killed is gone by then, unless its disk hangs.
+    killed_s: float = 1.0
     # A process that ran this long was well: the next pause is short again.
     well_after_s: float = 10.0
 
@@ -92,6 +96,7 @@ class Child:
         self._state: State = "starting"
         self._why = "its data process is being started"
         self._failure = ""
+        self._undead = False  # it was killed, and has not ended
         self._restarts = 0
         self._bad_messages = 0
 
@@ -112,7 +117,7 @@ class Child:
 
     def send(self, command: dict[str, Any]) -> None:
         """Tell the data process, if one runs; what it does not get because it ends, nobody answers."""
-        if self._process:
+        if self._process and not self._undead:
             self._process.send(command)
 
     @property
@@ -124,12 +129,14 @@ class Child:
         """End the data process at once; it is started again."""
         if self._process and not self._failure:
             self._failure = why
-            self._process.kill()
+            self._kill(self._process)
 
     def stop(self) -> None:
         """End the data process in an orderly way; `run` then returns."""
         self._stopping.set()
-        if self._process:
+        if self._process and self._undead:
+            self._process.give_up()
+        elif self._process:
             self._ask_to_stop(self._process)
 
     async def run(self) -> None:
@@ -170,11 +177,11 @@ class Child:
         if self._stopping.is_set():  # asked while it was being spawned
             self._ask_to_stop(process)
         await self._follow(process)
-        code = await process.ended(self._patience.stop_s)
-        self._process = self._status = None
-        self._rates = Rates()
-        if self.listener:
-            self.listener.ended()
+        killing = asyncio.get_running_loop().call_later(self._patience.stop_s, self._kill, process)
+        code = await process.ended()
+        killing.cancel()
+        self._process, self._undead = None, False
+        self._forget_status()
         self._state = "failed" if self._failure else "starting"
         self._failure = self._failure or f"its data process {describe_end(code)} without saying why"
         return time.monotonic() - started_s
@@ -186,12 +193,13 @@ class Child:
                 async for message in process.messages():
                     if isinstance(message, Ready):
                         deadline.reschedule(None)
-                    self._take(message, process)
+                    if not self._undead:
+                        self._take(message, process)
         except TimeoutError:
-            process.kill()
+            self._kill(process)
             self._failure = f"its data process was not ready within {self._patience.ready_s:g} s and was killed"
         except ProtocolError as error:
-            process.kill()
+            self._kill(process)
             self._bad_messages += 1
             self._failure = f"its data process was killed because {error}"
 
@@ -223,4 +231,30 @@ class Child:
 
     def _ask_to_stop(self, process: DataProcess) -> None:
         process.ask_to_stop()
-        asyncio.get_running_loop().call_later(self._patience.stop_s, process.kill)
+        asyncio.get_running_loop().call_later(self._patience.stop_s, self._kill, process)
+
+    def _kill(self, process: DataProcess) -> None:
+        process.kill()
+        asyncio.get_running_loop().call_later(self._patience.killed_s, self._look_if_ended, process)
+
+    def _look_if_ended(self, process: DataProcess) -> None:
+        """Row 14: whoever hangs in a system call answers nobody after a SIGKILL: the peer can have the group."""
+        if process.has_ended or self._undead:
+            return
+        self._undead = True
+        self._state = "failed"
+        self._why = (
+            f"{self._failure or 'its data process was killed'}, and does not end, as it waits for a disk that does not "
+            "answer. It serves nobody, and is started again when it has ended: mend the disk, or restart the machine"
+        )
+        log.error("Group %s: %s.", self.group, self._why)
+        self._forget_status()
+        if self._stopping.is_set():
+            process.give_up()
+
+    def _forget_status(self) -> None:
+        """It says nothing any more."""
+        self._status = None
+        self._rates = Rates()
+        if self.listener:
+            self.listener.ended()

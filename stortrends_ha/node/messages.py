@@ -39,6 +39,8 @@ class VolumeStatus(TypedDict):
     size_bytes: int
     read_only: bool
     in_flight: int
+    intent_regions: int  # in the intent log
+    dirty_bytes: int  # that the peer is known to lack
     counters: VolumeCounters
 
 
@@ -66,10 +68,13 @@ class LinkStatus(TypedDict):
 
 
 class Resync(TypedDict):
-    """How far a resync is."""
+    """How far a resync is. ``why``: what it waits for, or what slows it down; empty if nothing."""
 
     done_bytes: int
     total_bytes: int
+    copied_bytes: int
+    rate: float  # bytes a second, over the last seconds
+    why: str
 
 
 class Window(TypedDict):
@@ -88,7 +93,7 @@ class Fit(TypedDict):
     lost_cache: bool
     needs_sync: bool
     settled_epoch: int
-    unclean: bool
+    differs: bool
     failure: str
 
 
@@ -193,7 +198,7 @@ _STATUS_SHAPE: Mapping[str, Any] = {
         "lost_cache": bool,
         "needs_sync": bool,
         "settled_epoch": int,
-        "unclean": bool,
+        "differs": bool,
         "failure": str,
     },
     "serving": bool,
@@ -216,11 +221,13 @@ _STATUS_SHAPE: Mapping[str, Any] = {
             "size_bytes": int,
             "read_only": bool,
             "in_flight": int,
+            "intent_regions": int,
+            "dirty_bytes": int,
             "counters": dict.fromkeys(VolumeCounters.__annotations__, int),
         }
     ),
 }
-_RESYNC_SHAPE = {"done_bytes": int, "total_bytes": int}
+_RESYNC_SHAPE = {"done_bytes": int, "total_bytes": int, "copied_bytes": int, "rate": _NUMBER, "why": str}
 
 
 def parse(line: bytes) -> Message:

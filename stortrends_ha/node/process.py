@@ -3,7 +3,7 @@
 Invariants: the child inherits its own end of the channel and the node's lock, and no other descriptor, so
 the end of a channel always means the end of its own data process. It is spawned by a thread, as a disk that hangs may
 keep the interpreter from being read (rule 14); one that lives as long as this process, because the parent-death signal
-follows the thread. However a run goes, `ended` returns and nothing is left behind.
+follows the thread. However a run goes, `ended` returns and nothing is left behind, but for a process that was given up.
 Neighbours: `children` decides what happens next; `messages` says what may be said.
 """
 
@@ -90,20 +90,31 @@ class DataProcess:
         """End it at once."""
         self._popen.send_signal(signal.SIGKILL)  # does nothing when it has been waited for
 
-    async def ended(self, patience_s: float) -> int:
-        """Close the channel, wait for the end, kill after `patience_s`; the return code."""
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has, or was given up."""
+        return self._ended.done() or self._popen.poll() is not None
+
+    async def ended(self) -> int:
+        """Close the channel, wait for the end; the return code."""
         self._writer.close()
-        try:
-            return await asyncio.wait_for(asyncio.shield(self._ended), patience_s)
-        except TimeoutError:
-            self.kill()
-            return await self._ended
+        return await asyncio.shield(self._ended)
 
     def _on_end(self) -> None:
+        self._take_for_ended(self._popen.wait())
+        self._loop.call_later(LAST_WORDS_S, self._reader.feed_eof)
+
+    def give_up(self) -> None:
+        """Wait for it no more, although it was killed: the kernel ends it when its disk answers."""
+        self._take_for_ended(-signal.SIGKILL)
+        self._reader.feed_eof()
+
+    def _take_for_ended(self, returncode: int) -> None:
+        if self._ended.done():
+            return
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
-        self._ended.set_result(self._popen.wait())
-        self._loop.call_later(LAST_WORDS_S, self._reader.feed_eof)
+        self._ended.set_result(returncode)
 
 
 def describe_end(returncode: int) -> str:

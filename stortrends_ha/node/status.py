@@ -221,7 +221,7 @@ def _unreported(cluster: Cluster, name: str, group: Group, view: View) -> Status
             "lost_cache": False,
             "needs_sync": False,
             "settled_epoch": 0,
-            "unclean": False,
+            "differs": False,
             "failure": "",
         },
         "serving": False,
@@ -266,6 +266,8 @@ def _idle(volume: Volume) -> VolumeStatus:
         "size_bytes": volume.size_bytes,
         "read_only": volume.read_only,
         "in_flight": 0,
+        "intent_regions": 0,
+        "dirty_bytes": 0,
         "counters": {
             "reads": 0,
             "read_bytes": 0,

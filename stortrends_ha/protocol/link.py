@@ -2,8 +2,9 @@
 
 A connection begins, in both directions, with ``PREFACE`` and a HELLO frame; these two never change their
 form, so that any two versions can tell each other why they do not fit. Then the owner opens the session
-(OPEN, OPENED) and the stream runs: CHANGES, FLUSH, COMPARE and SYNCED from the owner, ACK, FLUSHED, RESULT
-and SYNCED from the secondary; PING from the owner, PONG from the secondary; CLIENTS from the owner, unanswered.
+(OPEN, OPENED) and the stream runs: CHANGES, FLUSH, COMPARE and SYNCED from the owner, ACK, FLUSHED, RESULT and SYNCED
+from the secondary, and REGIONS before anything is synced; PING from the owner, PONG from the secondary; CLIENTS from
+the owner, unanswered.
 
 Invariants:
 - Every frame carries the epoch of its session (rule 6): ``next_frame`` refuses any other.
@@ -32,6 +33,8 @@ HEADER_BYTES = HEADER.size
 Endpoint = tuple[str, int, str, int]
 _COMPARE = Struct(">QI32s")
 _RESULT = Struct(">QIB")
+_REGION = Struct(">QQ")
+_REGIONS_PER_FRAME = 4000
 
 
 class Kind(IntEnum):
@@ -52,6 +55,7 @@ class Kind(IntEnum):
     PONG = 13
     FAILED = 14
     CLIENTS = 15
+    REGIONS = 16
 
 
 # Plain numbers, as members of an enumeration are slow to look up on the hot path.
@@ -166,3 +170,24 @@ def decode_result(payload: bytes) -> tuple[int, int, bool]:
         raise ProtocolError("a RESULT frame of the wrong length")
     offset, length, equal = _RESULT.unpack(payload)
     return offset, length, bool(equal)
+
+
+def encode_regions(epoch: int, volume: int, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """What may differ, as the secondary knows: (offset, length) of ranges of a volume."""
+    pieces = [ranges[at : at + _REGIONS_PER_FRAME] for at in range(0, len(ranges), _REGIONS_PER_FRAME)]
+    return [frame(Kind.REGIONS, epoch, 0, volume, b"".join(_REGION.pack(*each) for each in piece)) for piece in pieces]
+
+
+def end_of_regions(epoch: int, blank: bool) -> bytes:
+    """That was all; ``blank``: the secondary has nothing but zeroes."""
+    return frame(Kind.REGIONS, epoch, int(blank))
+
+
+def decode_regions(payload: bytes) -> list[tuple[int, int]]:
+    """(offset, length) of ranges; none ends them. Raises ProtocolError."""
+    if len(payload) % _REGION.size:
+        raise ProtocolError("a REGIONS frame of the wrong length")
+    return [(offset, length) for offset, length in _REGION.iter_unpack(payload)]
+
+
+assert _REGIONS_PER_FRAME * _REGION.size <= LINK_FRAME_BYTES

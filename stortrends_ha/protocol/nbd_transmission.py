@@ -113,6 +113,11 @@ class Geometry(NamedTuple):
     can_trim: bool = True  # else a trim changes nothing, on either replica
     can_fast_zero: bool = True
     can_fast_zero_allocated: bool = True
+    failed: bool = False  # every request is answered with EIO
+
+    def refusing(self) -> "Geometry":
+        """Of the same export, after its disk has failed."""
+        return self._replace(failed=True, maximum_payload_bytes=0)  # so that no request is a usual one
 
 
 class Other(NamedTuple):
@@ -190,7 +195,7 @@ def block_status_chunk(cookie: bytes, context_id: int, extents: Iterable[tuple[i
 class Decoder:
     """Decodes the requests of one connection. Keeps only how much of a long write is still to come."""
 
-    __slots__ = ("_head", "_offset", "_reply", "_reply_is_durable", "_to_come", "_to_skip", "geometry")
+    __slots__ = ("_before", "_head", "_offset", "_reply", "_reply_is_durable", "_to_come", "_to_skip", "geometry")
 
     def __init__(self, geometry: Geometry) -> None:
         self.geometry = geometry
@@ -201,8 +206,15 @@ class Decoder:
         self._reply = b""
         self._reply_is_durable = False
 
+    def take_back(self) -> None:
+        """The newest batch was not carried out: the same input is decoded again."""
+        self._to_skip, self._to_come, self._head, self._offset, self._reply, self._reply_is_durable = self._before
+
     def decode(self, view: memoryview, end: int) -> Batch:
         """Decode the whole requests in ``view[:end]``; ``consumed`` says where an unfinished one begins."""
+        self._before = (
+            self._to_skip, self._to_come, self._head, self._offset, self._reply, self._reply_is_durable,
+        )  # fmt: skip
         batch = Batch()
         at = 0
         if self._to_come or self._to_skip:
@@ -313,6 +325,8 @@ class Decoder:
     def _error(self, kind: int, flags: int, offset: int, length: int) -> int:
         """Why a request cannot be carried out, as an NBD error; 0 if it can."""
         geometry = self.geometry
+        if geometry.failed:
+            return EIO
         if kind not in _FLAGS or flags & ~_FLAGS[kind] or (flags & FLAG_DF and not geometry.structured_replies):
             return EINVAL
         if kind == CMD_FLUSH:

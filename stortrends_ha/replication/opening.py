@@ -1,7 +1,7 @@
 """Opening a session: who sends what, and what is durable before what. Pure: it talks through a generator.
 
 A *talk* yields a number when it wants so many bytes and bytes when it wants them sent, and returns what was agreed.
-The data process runs it over a socket, the simulation over its network: both run these decisions, nobody copies them.
+The data process runs it over a socket.
 
 Order that matters (each step can be the last before a death):
 - The owner's lineage is durable before its HELLO (``lead`` sees to that).
@@ -10,7 +10,7 @@ Order that matters (each step can be the last before a death):
   ``needs_sync`` durable (``begin``) in the same turn, with nothing awaited in between: before OPENED leaves, so before
   anything of the session is applied. A death after that leaves a secondary that says so in its next HELLO.
 - An owner that dies before OPENED leaves a secondary in a session that nobody uses; the next one ends it.
-- Until OPENED the owner changes nothing. In a session that begins with a full sync, the first CHANGES frame says its
+- Until OPENED the owner changes nothing. In a session that begins with a sync, the first CHANGES frame says its
   own number, so an owner that is alone goes on answering during the talk.
 
 Bounds: frames of LINK_FRAME_BYTES; whoever runs a talk limits its time.
@@ -28,6 +28,7 @@ from stortrends_ha.replication import session
 from stortrends_ha.replication.session import CHANGES, Hello, Plan
 
 T = TypeVar("T")
+_PLANS = {plan.value: plan for plan in (Plan.RESUME, Plan.RECONCILE, Plan.SYNC)}
 Talk = Generator[int | bytes, bytes, T]
 
 
@@ -40,6 +41,9 @@ class Opener(Protocol):
     def first(self) -> int:
         """The number of the first change that a session which resumes will bring."""
 
+    def new_filling(self) -> str:
+        """A name for a copying of everything that begins now: no other has it."""
+
 
 class Joiner(Protocol):
     """The secondary, as the talk sees it."""
@@ -50,8 +54,9 @@ class Joiner(Protocol):
     def obstacle(self) -> str:
         """Why it can open no session now, whoever asks; empty if it can."""
 
-    def begin(self, lineage: str, full: bool) -> None:
-        """End the session before, then make durable what this one needs. Raises StorageError."""
+    def begin(self, lineage: str, plan: Plan, fill: str) -> None:
+        """End the session before, then make durable what this one needs; ``fill``: the name of a copying of everything,
+        or empty. Raises StorageError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,8 @@ class Opened:
     """The owner's end: the stream may begin."""
 
     theirs: Hello
-    full: bool
+    plan: Plan
+    fill: str  # the name of a copying of everything that begins; empty if none does
     why: str
 
     @property
@@ -95,11 +101,13 @@ def as_owner(me: Opener) -> Talk[Opened]:
     if reason or decision in (Plan.HOLD, Plan.UNFIT):
         yield _refuse(epoch, reason or why)
         raise PeerUnfitError(why) if not reason and decision is Plan.UNFIT else SessionRefusedError(reason or why)
-    full = decision is Plan.FULL
-    first = 0 if full else me.first()
-    yield wire.encode_object(Kind.OPEN, epoch, {"full": full, "first": first, "lineage": mine.lineage})
+    sync = decision is Plan.SYNC
+    fill = me.new_filling() if sync and session.must_fill(mine, theirs) else ""
+    first = 0 if sync else me.first()
+    said = {"plan": decision.value, "first": first, "lineage": mine.lineage, "fill": fill}
+    yield wire.encode_object(Kind.OPEN, epoch, said)
     _expect(Kind.OPENED, (yield from _frame(epoch)))
-    return Opened(theirs, full, why)
+    return Opened(theirs, decision, fill, why)
 
 
 # --- The secondary ----------------------------------------------------------------------------
@@ -126,18 +134,19 @@ def as_secondary(me: Joiner) -> Talk[Joined]:
 
 
 def _join(me: Joiner, theirs: Hello, message: dict[str, Any]) -> Joined:
-    first, full, lineage = message.get("first"), message.get("full"), message.get("lineage")
-    if type(full) is not bool or type(first) is not int or not isinstance(lineage, str):
+    first, named, lineage, fill = (message.get(key) for key in ("first", "plan", "lineage", "fill"))
+    plan = _PLANS.get(named) if isinstance(named, str) else None
+    if plan is None or type(first) is not int or not isinstance(lineage, str) or not isinstance(fill, str):
         raise ProtocolError("an OPEN that does not say what it should")
-    if not (first == 0 if full else 1 <= first < CHANGES):
+    if not (first == 0 if plan is Plan.SYNC else 1 <= first < CHANGES):
         raise ProtocolError(f"an OPEN whose first change is number {first}")
     mine = me.hello()
     if me.obstacle() or session.refusal(mine, theirs, theirs):
         raise ProtocolError("an OPEN that has been overtaken by another session, or by a failure of this replica")
-    if lineage != theirs.lineage or not session.may_follow(mine, lineage, full):
+    if lineage != theirs.lineage or not session.may_follow(mine, lineage, plan, fill):
         raise ProtocolError("a session of another lineage, or without the sync that this replica needs")
-    me.begin(lineage, full)
-    return Joined(theirs, full, "", first, wire.frame(Kind.OPENED, theirs.record.epoch))
+    me.begin(lineage, plan, fill)
+    return Joined(theirs, plan, fill, "", first, wire.frame(Kind.OPENED, theirs.record.epoch))
 
 
 # --- Frames -----------------------------------------------------------------------------------

@@ -31,11 +31,14 @@ from stortrends_ha.errors import PeerFailedError, ProtocolError, StorageError
 from stortrends_ha.limits import LINK_BACKLOG_BYTES
 from stortrends_ha.protocol import link as wire
 from stortrends_ha.protocol.link import Kind
-from stortrends_ha.protocol.nbd_transmission import Batch
+from stortrends_ha.protocol.nbd_transmission import Batch, Change
+from stortrends_ha.replication.differences import Differences
 from stortrends_ha.replication.flow import Flow
 from stortrends_ha.replication.interfaces import Buffer, Client, Link, Store
 from stortrends_ha.replication.ordering import RegionsInFlight
-from stortrends_ha.replication.stream import ResyncEnd, Stream
+from stortrends_ha.replication.pace import Probe
+from stortrends_ha.replication.session import Plan
+from stortrends_ha.replication.stream import ResyncFlush, Stream
 from stortrends_ha.replication.window import AllFlushed, Entry, Flush
 from stortrends_ha.replication.write_through import UNLIMITED, Cache, Owed, WriteThrough
 
@@ -46,6 +49,7 @@ class Primary(Stream):
     def __init__(
         self,
         stores: Sequence[Store],
+        differences: Sequence[Differences],
         epoch: int,
         *,
         alone: bool,
@@ -53,17 +57,22 @@ class Primary(Stream):
         window_bytes: int,
         failed: Callable[[StorageError], None],
         settled: Callable[[int], None] = lambda _epoch: None,
+        uncopied: Callable[[StorageError], None] = lambda _error: None,
         changed: Callable[[], None] = lambda: None,
         caches: Sequence[Cache] | None = None,
+        probe: Probe | None = None,
     ) -> None:
-        super().__init__(stores, epoch, failed)
+        super().__init__(stores, differences, epoch, failed)
         self._window_changes = window_changes
         self._window_bytes = window_bytes
         self._report_settled = settled
+        self._report_uncopied = uncopied
         self._report_change = changed  # ``joinable`` has
         caches = caches or [Cache.MIRRORED for _ in stores]
         self._never = [cache is Cache.NEVER for cache in caches]
-        self._through = WriteThrough(stores, [cache is Cache.ALWAYS for cache in caches], self._became_stable)
+        self.probe = probe or Probe(lambda: 0.0, lambda _latency_s: None)
+        cached = [cache is Cache.ALWAYS for cache in caches]
+        self._through = WriteThrough(stores, cached, self._became_stable, self.probe)
         self._owes = False  # whether ``_through`` owes anything
         self._room_changes, self._room_bytes = window_changes, window_bytes  # what it leaves of the bounds
         self._special = self._never  # volumes whose changes are not answered by the acknowledgement alone
@@ -77,13 +86,24 @@ class Primary(Stream):
         self._late = False
         self._synced = False  # in this session the secondary has said so
         self._locked = False
-        self.opened = False  # there has been a session, or none was needed
+        self.opened = False  # there has been a session that made the replicas equal, or none was needed
         self.ahead = False  # the record has the peer in sync, and it lacks what was answered
         self.pong = 0  # the number of the newest ping that was answered
+        self._begins: bool | None = None  # a resync, when both nodes are ready; of a secondary that is blank
+        self._regions_to_come = False  # the secondary says what it knows
+        self._covered = True  # what it has to cover is durable here
+        self._compare = False  # and compares all of it
+        for of in differences:
+            of.crowded = self.checkpoint
         if alone:
             self._go_alone()
 
     # --- From clients -------------------------------------------------------------------------
+
+    def logged(self, volume: int, changes: list[Change], then: Callable[[], None]) -> bool:
+        """Rule 8: whether these changes may be submitted now; else ``then`` is called when it is worth asking again."""
+        differences = self._differences[volume]
+        return differences.logged(changes) or differences.log(changes, then)
 
     def submit(self, client: Client, volume: int, batch: Batch, view: Buffer) -> int:
         """Take the changes of a batch: to the link first, so that both nodes work at once, then to the own store.
@@ -112,6 +132,7 @@ class Primary(Stream):
             self._fail(e)
             return entry.nbytes
         if special and self._alone:
+            self._differences[volume].written(batch.changes)
             self._write_through(client, entry, batch)
         if durable:
             self.flush(client, volume, durable)
@@ -139,10 +160,11 @@ class Primary(Stream):
         self._through.commit(entry.volume)
         self._became_stable()  # at once, for a volume that is always cached
 
-    def flush(self, client: Client, volume: int, replies: list[bytes]) -> None:
-        """Answer ``replies`` when all that was taken before is stable on every replica that is in sync."""
+    def flush(self, client: Client, volume: int, replies: list[bytes], *, everywhere: bool = False) -> None:
+        """Answer ``replies`` when all that was taken before is stable on every replica that is in sync, or
+        ``everywhere``."""
         self._flush_number = number = self._flush_number + 1
-        only_here = self._alone and not self._late
+        only_here = self._alone and not (self._late or everywhere)
         self._flushes[number] = Flush(self.issued, client, volume, replies, peer=only_here)
         if not only_here:
             self._flushes_unsent.append(number)
@@ -191,16 +213,33 @@ class Primary(Stream):
     @property
     def unanswered(self) -> int:
         """Changes and flushes of clients, and reads that wait for them; not what only the peer has to get."""
-        flushes = sum(not isinstance(flush.client, ResyncEnd) for flush in self._flushes.values())
+        flushes = sum(not isinstance(flush.client, ResyncFlush | AllFlushed) for flush in self._flushes.values())
         waited = self.issued - self.acked - self._unwaited
         return waited + self._through.changes + flushes + len(self._waiting)
 
     @property
     def idle(self) -> bool:
-        """Whether everything has been answered, and the peer has it if it needs it."""
-        return self.issued == self.acked and not self._flushes and not self._owes
+        """Whether everything has been answered, and the peer has it if it needs it; not while they are made equal."""
+        return self.opened and self.issued == self.acked and not self._flushes and not self._owes
 
     # --- Flow ---------------------------------------------------------------------------------
+
+    def checkpoint(self) -> None:
+        """Let regions leave the intent log that were not written for a while (rule 8)."""
+        if self.failed:
+            return
+        if self.resync is not None:
+            self.resync.flush()
+        mirrored = not self._alone or self._late
+        if mirrored and self._link is None:
+            return  # the secondary cannot flush
+        for volume, differences in enumerate(self._differences):
+            if number := differences.begin_checkpoint():
+                ended = partial(differences.end_checkpoint, number)
+                if mirrored:
+                    self.flush(AllFlushed(1, ended), volume, [])
+                else:
+                    differences.save_dirty(ended)
 
     def stop_taking(self, idle: Callable[[], None] = lambda: None) -> None:
         """Take no more requests; finish what there is, then call ``idle``, once."""
@@ -230,6 +269,26 @@ class Primary(Stream):
         """See ``Stream``."""
         super().halt()
         self._update_flow()
+
+    # --- When the disk fails --------------------------------------------------------------------
+
+    @property
+    def is_last_copy(self) -> bool:
+        """Rule 13: no other node has a good one."""
+        return self._alone and not self._locked
+
+    def cannot_read(self, error: StorageError) -> bool:
+        """A client's read has failed: true if it must be told, as nobody else can answer it."""
+        if not (self.is_last_copy or self.failed):
+            self._fail(error)
+        return self.is_last_copy
+
+    def cannot_copy(self, error: StorageError) -> None:
+        """See ``Stream``."""
+        if self.is_last_copy:
+            self._report_uncopied(error)
+        else:
+            self._fail(error)
 
     # --- The record -----------------------------------------------------------------------------
 
@@ -269,6 +328,9 @@ class Primary(Stream):
 
     def _go_alone(self) -> None:
         """Rule 2: granted. What was held is answered as soon as it is stable, and all that was cached is flushed."""
+        if not self._alone:
+            for differences in self._differences:
+                differences.doubt_log()
         for entry in self._window:
             if entry.client is not None:
                 replies = b"".join(entry.replies)
@@ -284,7 +346,9 @@ class Primary(Stream):
         self._update_flow()
 
     def _need_no_peer(self) -> None:
-        """Answers wait for this node only: forget what the peer lacks, its next session compares everything."""
+        """Answers wait for this node only: what the peer lacks is in ``differences``."""
+        for differences in self._differences:
+            differences.void_checkpoint()  # the peer does not flush any more
         self._late = False
         for number, flush in list(self._flushes.items()):
             if not flush.peer:
@@ -295,32 +359,70 @@ class Primary(Stream):
     def _join(self) -> None:
         """Rule 9: the record has the peer in sync. The window has what it lacks, if it ever was ``joinable``."""
         self.ahead = not self._late
+        if self._late:
+            for differences in self._differences:
+                differences.settle()
         self._alone = self._late = False
         self._special = self._never
         self._through.unsettle()
 
     # --- The session --------------------------------------------------------------------------
 
-    def open_session(self, link: Link, full: bool) -> None:
-        """The secondary has accepted: send again what is in the window, or compare everything (``full``)."""
+    def open_session(
+        self, link: Link, plan: Plan, *, compare: bool = False, fill: Callable[[], None] | None = None
+    ) -> None:
+        """The secondary has accepted: send again what is in the window, and copy what it may lack if that is the plan.
+
+        ``compare``: it may have most of it. ``fill``: everything is to be copied; to be called when that is durable.
+        """
         if self.failed:
             return
-        assert full == self._alone  # rule 9
-        self.opened = True
-        self._attach_link(link, full)
+        assert (plan is Plan.SYNC) == self._alone  # rule 9
+        self.opened = plan is not Plan.RECONCILE
+        self._attach_link(link)
+        for differences in self._differences:
+            differences.begin_session(sync=plan is Plan.SYNC)
+        self._regions_to_come = plan is not Plan.RESUME
+        if plan is not Plan.RESUME:
+            self._begins, self._covered, self._compare = None, fill is None, compare
+        if fill is not None:
+            self._fill(fill)
         self._update_flow()
+
+    def _fill(self, filled: Callable[[], None]) -> None:
+        """Everything is to be copied: make that durable."""
+        left = set(range(len(self._differences)))
+        link = self._link
+
+        def saved(volume: int) -> None:
+            left.discard(volume)
+            if not left and link is self._link:
+                filled()
+                self._covered = True
+                self._begin_resync()
+
+        for volume, differences in enumerate(self._differences):
+            differences.doubt_all(partial(saved, volume))
+
+    def _begin_resync(self) -> None:
+        if self._begins is not None and self._covered:
+            blank, self._begins = self._begins, None
+            self.begin_resync(blank=blank, compare=self._compare)
 
     def close_session(self) -> None:
         """The link is gone. What waits for the peer stays in the window; an owner that is alone needs it no more."""
         self._detach_link()
         self._synced = False
+        self._begins, self._regions_to_come = None, False
+        for differences in self._differences:
+            differences.end_session()
         if self._alone and not self._locked and not self.failed:
             self._need_no_peer()
             self._update_flow()
 
     def resync_copied(self) -> None:
         """From now on answers wait for both nodes; the flushes that follow cover all that was answered before."""
-        self._late = True
+        self._late = self._alone
 
     # --- From the secondary -------------------------------------------------------------------
 
@@ -337,7 +439,7 @@ class Primary(Stream):
                 else:
                     self._receive_other(frame)
         except StorageError as e:
-            self._fail(e)
+            self.cannot_copy(e)
             return end
         if newest != self.acked:
             self._acknowledged(newest)
@@ -357,11 +459,35 @@ class Primary(Stream):
             raise PeerFailedError(str(wire.decode_object(frame.payload).get("reason")))
         elif frame.kind == Kind.RESULT and self.resync is not None:
             self.resync.result(frame.volume, *wire.decode_result(frame.payload))
+        elif frame.kind == Kind.REGIONS:
+            self._receive_regions(frame)
         elif frame.kind == Kind.SYNCED and self.resync is not None and self.resync.ended:
             self.resync, self._synced = None, True
+            if not self._alone:
+                self._reconciled()
             self._report_change()
         else:
             raise ProtocolError(f"an unexpected {Kind(frame.kind).name} frame")
+
+    def _receive_regions(self, frame: wire.Frame) -> None:
+        """The secondary says what may differ, as far as it knows; the last frame has none, and says whether it is
+        blank."""
+        if not self._regions_to_come:
+            raise ProtocolError("an unexpected REGIONS frame")
+        if frame.volume >= len(self._stores):
+            raise ProtocolError(f"a frame for volume number {frame.volume} of {len(self._stores)}")
+        if ranges := wire.decode_regions(frame.payload):
+            self._differences[frame.volume].doubt(ranges)
+        else:
+            self._begins, self._regions_to_come = frame.seq == 1, False
+            self._begin_resync()
+
+    def _reconciled(self) -> None:
+        """Both were in sync all the time, and now have the same."""
+        for differences in self._differences:
+            differences.settle()
+        self.opened = True
+        self._settled()
 
     def _acknowledged(self, seq: int) -> None:
         """Both replicas have applied everything up to ``seq``: answer it."""

@@ -3,8 +3,10 @@
 Rule 6: a session is for (cluster, group, epoch, owner); a secondary opens one for exactly the record that it was told.
 Rule 10: replicas of unrelated lineage never sync by themselves; only a blank one may be filled.
 Rule 3: an owner that may have lost acknowledged writes does not serve from its own copy.
-Rule 9: a sync overwrites only a node that the record does not have in sync (``FULL`` asks for an owner that is alone),
-so whoever may take over is never half overwritten.
+Rule 9: a sync overwrites only a node that the record does not have in sync (``SYNC`` asks for an owner that is alone),
+so whoever may take over is never half overwritten. While both are in sync, each has every write that was answered: what
+was under way when one of them was killed may differ, and is made equal by the owner's copy (``RECONCILE``), whichever
+part of that was done.
 
 ``opening`` is the talk in which this is asked and answered.
 """
@@ -18,6 +20,10 @@ from stortrends_ha.record import Record
 
 # A frame has 64 bits for the number of a change.
 CHANGES = 1 << 63
+
+
+_STRINGS = ("cluster", "group", "node", "peer", "software", "lineage", "filling")
+_FLAGS = ("blank", "lost_cache", "needs_sync", "differs", "unknown", "behind")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,10 @@ class Hello:
     blank: bool  # no lineage, and nothing but zeroes on its volumes
     lost_cache: bool  # its host restarted, so writes that were only cached may be missing
     needs_sync: bool  # it was being synced and that did not end
-    unclean: bool  # it owned and did not end that in order: the replicas may differ, though the record has both in sync
+    differs: bool  # by its intent log and dirty map the replicas may differ by more than what is in flight
+    unknown: bool  # it does not know what may differ
+    filling: str  # which copying of everything to it has begun and did not end; empty for none
+    behind: bool  # the owner answered writes alone that the secondary has not got, though the record has it in sync
 
     def encode(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -47,11 +56,11 @@ class Hello:
         """From a JSON object of a peer; it may have more keys than are known. Raises ProtocolError."""
         try:
             hello = Hello(
-                **{key: typed(value[key], str) for key in ("cluster", "group", "node", "peer", "software", "lineage")},
+                **{key: typed(value[key], str) for key in _STRINGS},
                 protocols=_pair(value["protocols"], int, int),
                 record=Record.decode(value["record"]),
                 volumes=tuple(_pair(volume, str, int) for volume in typed(value["volumes"], list)),
-                **{key: typed(value[key], bool) for key in ("blank", "lost_cache", "needs_sync", "unclean")},
+                **{key: typed(value[key], bool) for key in _FLAGS},
             )
         except (LookupError, TypeError, ValueError) as e:
             raise ProtocolError(f"a HELLO that does not say what it should: {e!r}") from None
@@ -163,7 +172,8 @@ class Plan(Enum):
     """What an opened session begins with, or why there is none."""
 
     RESUME = "resume"  # only what was in flight is sent again
-    FULL = "full"  # everything is compared, and copied where it differs
+    RECONCILE = "reconcile"  # and what may differ is made equal, though both are in sync
+    SYNC = "sync"  # what the secondary may lack is copied
     UNFIT = "unfit"  # nothing: the secondary must be synced, so the record may not have it in sync any longer
     HOLD = "hold"  # nothing: an operator has to decide
 
@@ -172,12 +182,24 @@ def plan(owner: Hello, secondary: Hello) -> tuple[Plan, str]:
     """What the owner must do with this secondary, and why."""
     if reason := _obstacle(owner, secondary):
         return Plan.HOLD, reason
-    reason = _why_full(owner, secondary)
+    reason = _why_incomplete(owner, secondary)
     if owner.record.alone:
-        return Plan.FULL, reason or f"{secondary.node} is not in sync"
+        return Plan.SYNC, reason or f"{secondary.node} is not in sync"
     if secondary.node not in owner.record.in_sync:
         reason = reason or f"{secondary.node} is not in sync"
-    return (Plan.UNFIT, reason) if reason else (Plan.RESUME, "nothing was lost")
+    if reason:
+        return Plan.UNFIT, reason
+    for each in (owner, secondary):
+        if each.differs:
+            return Plan.RECONCILE, f"what {each.node} was doing when it ceased to own may be on one replica only"
+    return Plan.RESUME, "nothing was lost"
+
+
+def must_fill(owner: Hello, secondary: Hello) -> bool:
+    """Whether all of the volumes has to be copied: the secondary has nothing, or nobody knows what it lacks. Not again,
+    if that has begun and this owner has kept what is left of it."""
+    begun_elsewhere = bool(secondary.filling) and secondary.filling != owner.filling
+    return begun_elsewhere or not secondary.lineage or secondary.unknown
 
 
 def _obstacle(owner: Hello, secondary: Hello) -> str:
@@ -203,29 +225,33 @@ def _obstacle(owner: Hello, secondary: Hello) -> str:
     return ""
 
 
-def _why_full(owner: Hello, secondary: Hello) -> str:
-    """Why the replicas may differ by more than what is in flight; empty if nothing was lost."""
+def _why_incomplete(owner: Hello, secondary: Hello) -> str:
+    """Why the secondary may lack what was answered; empty if it does not."""
     if not secondary.lineage:
         return f"{secondary.node} is blank"
     if secondary.lost_cache:
         return f"the host of {secondary.node} restarted or its disk failed, so its copy may lack writes"
     if secondary.needs_sync:
         return f"an earlier sync of {secondary.node} did not end"
-    if owner.unclean:
-        return f"{owner.node} was killed while it owned, so unanswered writes may be on one replica only"
-    if secondary.unclean:
-        return f"{secondary.node} owned and did not hand over in order, so it may have writes that nobody else has"
+    if owner.behind:
+        return f"{secondary.node} has not got everything that was answered while {owner.node} was alone"
+    if owner.unknown or secondary.unknown:
+        return "nobody knows what may differ, as an intent log or dirty map was lost"
     return ""
 
 
-def may_follow(mine: Hello, lineage: str, full: bool) -> bool:
-    """Whether a secondary may join a session of this lineage that begins with a full sync, or does not.
+def may_follow(mine: Hello, lineage: str, plan: Plan, fill: str) -> bool:
+    """Whether a secondary may join a session of this lineage that begins with this plan. ``fill``: everything is copied
+    to it, by this name of the copying.
 
     It holds by itself what ``plan`` decides at the owner: no owner can make it lose a copy that has another history, or
-    overwrite it while the record that it was told has it in sync (rule 9).
+    overwrite it while the record that it was told has it in sync (rule 9), or leave out what it lacks.
     """
-    if full != mine.record.alone:
+    if (plan is Plan.SYNC) != mine.record.alone:
         return False
-    if full:
-        return mine.lineage == lineage if mine.lineage else mine.blank
-    return mine.lineage == lineage != "" and not (mine.needs_sync or mine.lost_cache or mine.unclean)
+    if plan is Plan.SYNC:
+        known = mine.lineage == lineage if mine.lineage else mine.blank and bool(fill)
+        return known and (bool(fill) or not mine.unknown)
+    if mine.lineage != lineage or not lineage or mine.needs_sync or mine.lost_cache or mine.unknown or fill:
+        return False
+    return plan is Plan.RECONCILE or not mine.differs

@@ -16,12 +16,14 @@ Neighbours: ``primary`` decides what is answered when, and puts clients' changes
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from stortrends_ha.errors import StorageError
 from stortrends_ha.limits import LINK_BACKLOG_BYTES
 from stortrends_ha.protocol import link as wire
 from stortrends_ha.protocol.link import Kind
 from stortrends_ha.protocol.nbd_transmission import HEAD_OF_OP, OP_WRITE, REQUEST
+from stortrends_ha.replication.differences import Differences
 from stortrends_ha.replication.interfaces import Buffer, Client, Link, Store
 from stortrends_ha.replication.resync import Resync
 from stortrends_ha.replication.window import Entry, Flush
@@ -29,16 +31,22 @@ from stortrends_ha.replication.window import Entry, Flush
 NO_COOKIE = bytes(8)
 
 
-class ResyncEnd:
-    """The client of the flushes that end a resync."""
+def _nothing() -> None:
+    """Nobody sets a pace."""
 
-    def __init__(self, stream: "Stream", resync: Resync) -> None:
+
+class ResyncFlush:
+    """The client of a flush that a resync has asked for: nobody hears of its end when the resync has ended before."""
+
+    def __init__(self, stream: "Stream", done: Callable[[], None]) -> None:
         self._stream = stream
-        self._resync = resync
+        self._resync = stream.resync
+        self._done = done
 
     def answer(self, _: bytes) -> None:
-        """One more volume is stable on both."""
-        self._stream.resync_flushed(self._resync)
+        """It is stable on both, if there was a session until now."""
+        if self._stream.resync is self._resync:
+            self._done()
 
     def pause(self) -> None:
         """A resync takes no requests; ``Stream.full`` holds it."""
@@ -50,8 +58,15 @@ class ResyncEnd:
 class Stream:
     """Numbers, window and link of an owner. ``Primary`` adds the clients."""
 
-    def __init__(self, stores: Sequence[Store], epoch: int, failed: Callable[[StorageError], None]) -> None:
+    def __init__(
+        self,
+        stores: Sequence[Store],
+        differences: Sequence[Differences],
+        epoch: int,
+        failed: Callable[[StorageError], None],
+    ) -> None:
         self._stores = stores
+        self._differences = differences
         self._epoch = epoch
         self._report_failure = failed
         self._link: Link | None = None
@@ -65,6 +80,7 @@ class Stream:
         self.acked = 0
         self.bytes_in_flight = 0
         self.resync: Resync | None = None
+        self.resync_begun: Callable[[], None] = _nothing  # it may be given a budget
         self.failed = False
 
     # --- What ``Primary`` decides ---------------------------------------------------------------
@@ -74,7 +90,7 @@ class Stream:
         """Whether a bound is reached: a resync waits then."""
         raise NotImplementedError
 
-    def flush(self, client: Client, volume: int, replies: list[bytes]) -> None:
+    def flush(self, client: Client, volume: int, replies: list[bytes], *, everywhere: bool = False) -> None:
         """See ``Primary``."""
         raise NotImplementedError
 
@@ -91,6 +107,10 @@ class Stream:
         self.halt()
         self._report_failure(error)
 
+    def cannot_copy(self, error: StorageError) -> None:
+        """What the secondary lacks cannot be read here."""
+        raise NotImplementedError
+
     # --- The session --------------------------------------------------------------------------
 
     @property
@@ -98,14 +118,19 @@ class Stream:
         """Whether a session is open."""
         return self._link is not None
 
-    def _attach_link(self, link: Link, full: bool) -> None:
-        """Send again what is in the window, and compare everything if ``full``."""
+    def _attach_link(self, link: Link) -> None:
+        """Send again what is in the window."""
         self._link = link
         self._unsent = deque(self._window)
         for flush in self._flushes.values():
             flush.sent = False
         self._flushes_unsent = deque(number for number, flush in self._flushes.items() if not flush.peer)
-        self.resync = Resync(self, self._stores) if full else None
+        self.pump()
+
+    def begin_resync(self, *, blank: bool, compare: bool) -> None:
+        """The secondary has said what it knows of differences."""
+        self.resync = Resync(self, self._stores, self._differences, blank=blank, compare=compare)
+        self.resync_begun()
         self.pump()
 
     def _detach_link(self) -> None:
@@ -114,7 +139,7 @@ class Stream:
         self._unsent = deque(self._window)
 
     def _give_up_window(self) -> None:
-        """Nobody waits for the secondary, and the next session compares everything: forget what it lacks."""
+        """Nobody waits for the secondary: what it lacks is in ``differences``."""
         self._window.clear()
         self._unsent.clear()
         self._flushes_unsent.clear()
@@ -128,7 +153,7 @@ class Stream:
         try:
             self._pump(self._link)
         except StorageError as e:
-            self._fail(e)
+            self.cannot_copy(e)
 
     def _pump(self, link: Link) -> None:
         if self.resync is not None:  # first, so that clients who fill the link cannot keep it from going on
@@ -168,23 +193,41 @@ class Stream:
 
     def _step_resync(self, link: Link, resync: Resync) -> bool:
         """Go on with the resync if the bounds allow; whether it went on."""
-        if resync.finished and resync.flushing is None:
-            resync.flushing = len(self._stores)
-            self.resync_copied()
-            for volume in range(len(self._stores)):
-                self.flush(ResyncEnd(self, resync), volume, [])
-        if resync.waiting or link.backlog_bytes > LINK_BACKLOG_BYTES or self.full:
+        if link.backlog_bytes > LINK_BACKLOG_BYTES or self.full or resync.waiting:
+            if resync.finished and resync.ending is None:
+                resync.ending = len(self._stores)
+                self.resync_copied()
+                for volume in range(len(self._stores)):
+                    self.flush_everywhere(volume, partial(self._resync_flushed, resync))
             return False
         resync.step()
         return True
 
-    def resync_flushed(self, resync: Resync) -> None:
+    @property
+    def resync_waits(self) -> str:
+        """What the resync waits for at this moment, a clause; empty if only for the bytes that it is allowed."""
+        resync, link = self.resync, self._link
+        if resync is None or link is None:
+            return ""
+        if resync.ending is not None:
+            return "waiting until everything is flushed on both nodes"
+        if self.full:
+            return "the window is full of what the secondary has not applied yet"
+        if link.backlog_bytes > LINK_BACKLOG_BYTES:
+            return "the link is full"
+        return "waiting for the secondary's comparisons" if resync.comparing else ""
+
+    def _resync_flushed(self, resync: Resync) -> None:
         """Rule 9: with the last volume that is stable on both after all was copied, the secondary is told so."""
-        assert resync.flushing
-        resync.flushing -= 1
-        if resync is self.resync and resync.ended and self._link is not None:
+        assert resync.ending
+        resync.ending -= 1
+        if resync.ended and self._link is not None:
             message = wire.frame(Kind.SYNCED, self._epoch)
             self._link.send([message], len(message))
+
+    def flush_everywhere(self, volume: int, done: Callable[[], None]) -> None:
+        """Call ``done`` when all that was put on the stream before is stable on both; never if the session ends."""
+        self.flush(ResyncFlush(self, done), volume, [], everywhere=True)
 
     def put(self, volume: int, op: int, offset: int, length: int, data: Buffer) -> None:
         """Put a change that only the secondary needs on the stream, now."""

@@ -18,6 +18,7 @@ from functools import partial
 from typing import NamedTuple
 
 from stortrends_ha.replication.interfaces import Client, Store
+from stortrends_ha.replication.pace import Probe
 
 UNLIMITED = 1 << 64
 
@@ -43,8 +44,11 @@ class Owed(NamedTuple):
 class WriteThrough:
     """The answers that are owed, by volume. ``advanced`` is called when something has become stable."""
 
-    def __init__(self, stores: Sequence[Store], cached: Sequence[bool], advanced: Callable[[], None]) -> None:
+    def __init__(
+        self, stores: Sequence[Store], cached: Sequence[bool], advanced: Callable[[], None], probe: Probe
+    ) -> None:
         self._stores = stores
+        self._probe = probe
         self._advanced = advanced
         self._owed: list[deque[Owed]] = [deque() for _ in stores]
         self._stable = [UNLIMITED if always else 0 for always in cached]  # the newest change that needs no flush
@@ -56,6 +60,7 @@ class WriteThrough:
 
     def owe(self, volume: int, owed: Owed) -> None:
         """A change has been applied, and nothing is answered yet. ``commit`` must follow."""
+        self._probe.begin(volume, owed.last)
         self._owed[volume].append(owed)
         self.changes += owed.last - owed.first + 1
         self.nbytes += owed.nbytes
@@ -103,6 +108,7 @@ class WriteThrough:
                 self.changes -= one.last - one.first + 1
                 self.nbytes -= one.nbytes
                 found.setdefault(one.client, []).append(one.replies)
+                self._probe.answered(volume, one.last)
         return found
 
     def before(self, volume: int, otherwise: int) -> int:

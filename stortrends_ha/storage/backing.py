@@ -27,6 +27,7 @@ from stortrends_ha.errors import StorageError, SyncFailedError
 from stortrends_ha.limits import BLOCK_STATUS_EXTENTS, PREFETCH_BYTES, WRITE_PIECE_BYTES
 from stortrends_ha.protocol.nbd_transmission import OP_PUNCH, OP_WRITE, OP_ZERO, Change
 from stortrends_ha.replication.interfaces import Buffer
+from stortrends_ha.storage.mounted import mount_identity
 
 # linux/falloc.h
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16
@@ -65,11 +66,12 @@ class Backing:
         self.volume = volume
         self.path = path
         self.size_bytes = size_bytes
-        self._executor = executor
+        self.executor = executor
         self._report_failure = failed
         self.fd = _open(volume, path, size_bytes, had_data)
         self._is_device = stat.S_ISBLK(os.fstat(self.fd).st_mode)
         self.identity = "" if self._is_device else _identity(self.fd)
+        self.mount = mount_identity(self.fd)
         self.can_punch = self._probe(_PUNCH_HOLE | _KEEP_SIZE)
         self.can_zero_fast = self.can_punch and not self._is_device
         self.can_zero_allocated_fast = self.can_zero_fast and self._probe(_ZERO_RANGE | _KEEP_SIZE)
@@ -84,7 +86,8 @@ class Backing:
             return False
         end = os.fstat(self.fd).st_size
         error = _fallocate(self.fd, mode, end, 4096)
-        os.ftruncate(self.fd, end)  # gives back what a probe has allocated there
+        with contextlib.suppress(OSError):
+            os.ftruncate(self.fd, end)  # gives back what a probe has allocated there
         return error not in _UNSUPPORTED
 
     # --- Changes ------------------------------------------------------------------------------
@@ -217,7 +220,7 @@ class Backing:
         waiting, self._flush_waiting = self._flush_waiting, []
         self._dirty, self._flush_running = False, True
         loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._executor, self._sync)
+        future = loop.run_in_executor(self.executor, self._sync)
         future.add_done_callback(lambda done: self._flush_ended(done, waiting))
 
     def _sync(self) -> None:
@@ -226,6 +229,8 @@ class Backing:
             if self._sync_failed:
                 raise OSError(errno.EIO, "an earlier sync failed")
             os.fdatasync(self.fd)
+            if not self._is_device and os.fstat(self.fd).st_size < self.size_bytes:  # writes make it longer again
+                raise OSError(errno.EIO, _SHORTER)
         except OSError as e:
             self._sync_failed = True
             raise SyncFailedError(str(self._failure("sync", e))) from None

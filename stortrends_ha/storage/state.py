@@ -1,11 +1,13 @@
 """What a node durably knows of one group's replica: a small JSON file, replaced atomically.
 
     lineage        the identity of the data; empty until the replica first led, or joined its peer
-    open           this node owns, or it did and has not ended that in order: there may be changes that only it has
     boot_id        the host's boot since which writes may be cached only; empty after an orderly end, which flushes.
                    Another one at a start means that the cache is lost
+    mounts         of each volume the mount that it was on then, likewise (``storage.mounted``)
     lost_cache     so it was found at a start, and no sync has mended it since
-    needs_sync     a full sync of this replica has begun and not ended
+    needs_sync     a sync of this replica has begun and not ended
+    filling        the name of a copying of everything to this replica that has begun and not ended; else empty
+    fills          the name of the one from here to the peer of which the dirty map has what is left; else empty
     settled_epoch  the newest epoch at which this node owned alone and all that was cached before had become stable:
                    since then it wrote through, so while the record has it alone at that epoch a lost cache lost nothing
     backings       of each volume the identity of the file that holds this data, where files have one
@@ -34,19 +36,21 @@ class ReplicaState:
     """See the module."""
 
     lineage: str = ""
-    open: bool = False
     boot_id: str = ""
     lost_cache: bool = False
     needs_sync: bool = False
+    filling: str = ""
+    fills: str = ""
     settled_epoch: int = 0
     backings: Mapping[str, str] = field(default_factory=dict)
+    mounts: Mapping[str, str] = field(default_factory=dict)
 
 
 class StateFile:
     """The state of one group's replica on this node, and the file that holds it."""
 
     def __init__(self, path: Path, group: str) -> None:
-        self._path = path
+        self.path = path
         self._group = group
         self._boot_id = BOOT_ID.read_text().strip()
         self._saved = False  # since the process started
@@ -67,44 +71,44 @@ class StateFile:
 
     def _load(self) -> ReplicaState:
         try:
-            text = self._path.read_text()
+            text = self.path.read_text()
         except FileNotFoundError:
             return ReplicaState()
         except (OSError, UnicodeDecodeError) as e:
-            raise StorageError(f"group {self._group}: cannot read its state {self._path}: {e}") from None
+            raise StorageError(f"group {self._group}: cannot read its state {self.path}: {e}") from None
         try:
             value = json.loads(text)
             if value.pop("group") != self._group:
                 raise ValueError("it is of another group")
             if "record" in value:
                 raise StorageError(
-                    f"group {self._group}: its state {self._path} was written by a version that kept the record in it: "
+                    f"group {self._group}: its state {self.path} was written by a version that kept the record in it: "
                     'stop both nodes, take out "record" and put in "settled_epoch": 0 on both; or, if the data is not '
                     "needed, remove the file and replace the backing files by empty ones"
                 )
             return _decode(value)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
             raise StorageError(
-                f"group {self._group}: its state {self._path} is damaged ({e}): restore the file; without it, "
+                f"group {self._group}: its state {self.path} is damaged ({e}): restore the file; without it, "
                 "this replica can only be made blank and synced anew"
             ) from None
 
     def _save(self, state: ReplicaState) -> None:
         text = json.dumps({"group": self._group, **asdict(state)}, indent=1) + "\n"
-        temporary = self._path.with_suffix(".new")
+        temporary = self.path.with_suffix(".new")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "w") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, self._path)
-            _sync_directory(self._path.parent)
+            os.replace(temporary, self.path)
+            _sync_directory(self.path.parent)
             if not self._saved:  # it may be the first file in a new directory
-                _sync_directory(self._path.parent.parent)
+                _sync_directory(self.path.parent.parent)
             self._saved = True
         except OSError as e:
-            raise StorageError(f"group {self._group}: cannot write its state {self._path}: {e.strerror}") from None
+            raise StorageError(f"group {self._group}: cannot write its state {self.path}: {e.strerror}") from None
 
 
 def _sync_directory(path: Path) -> None:
@@ -121,6 +125,12 @@ def _decode(value: dict[str, Any]) -> ReplicaState:
         lineage=typed(value["lineage"], str),
         boot_id=typed(value["boot_id"], str),
         settled_epoch=typed(value["settled_epoch"], int),
-        backings={str(volume): typed(one, str) for volume, one in value.get("backings", {}).items()},
-        **{key: typed(value[key], bool) for key in ("open", "lost_cache", "needs_sync")},
+        backings=_strings(value.get("backings", {})),
+        mounts=_strings(value.get("mounts", {})),
+        **{key: typed(value[key], bool) for key in ("lost_cache", "needs_sync")},
+        **{key: typed(value.get(key, ""), str) for key in ("filling", "fills")},
     )
+
+
+def _strings(value: Any) -> dict[str, str]:
+    return {str(key): typed(one, str) for key, one in value.items()}

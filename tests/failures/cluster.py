@@ -265,7 +265,8 @@ class Cluster:
         ip = f"{network}.{int(last) + number}"
         backing = {name: self._backing.get(name, self.directory / name) / f"{volume}.img" for name in NODES}
         for path in backing.values():
-            make_sparse(path, VOLUME_BYTES)
+            if not path.exists():
+                make_sparse(path, VOLUME_BYTES)
         return {
             "preferred_owner": NODES[number],
             "failback": failback,

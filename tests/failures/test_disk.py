@@ -1,4 +1,4 @@
-"""A disk fails, by being full: rows 12 and 13."""
+"""A disk fails, by being full, by errors, or by not answering any more: rows 12, 13 and 14."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -6,11 +6,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from faulty_disk import HANG, FaultyDisk
 from files import MIB
+from harness import is_running
 
 from .clients import under_load
-from .cluster import GROUP, VOLUME_BYTES, Cluster
+from .cluster import GROUP, VOLUME, VOLUME_BYTES, Cluster, Node
 from .network import NODES
+
+MakeCluster = Callable[..., Cluster]
 
 
 @contextmanager
@@ -33,7 +37,7 @@ def fill(disk: Path) -> None:
 
 
 @pytest.mark.parametrize("whose", ["owner", "secondary"])
-def test_it_is_full(make_cluster: Callable[..., Cluster], tmp_path: Path, whose: str) -> None:
+def test_it_is_full(make_cluster: MakeCluster, tmp_path: Path, whose: str) -> None:
     """The owner's: the group moves. The secondary's: it leaves `in_sync`. Clients see no error."""
     with small_disk(tmp_path / "disk") as disk:
         failing, good = NODES if whose == "owner" else reversed(NODES)
@@ -52,3 +56,65 @@ def test_it_is_full(make_cluster: Callable[..., Cluster], tmp_path: Path, whose:
         assert cluster.owner(GROUP) is cluster.nodes[good]
         cluster.assert_identical()
         cluster.close()
+
+
+# --- Errors and hangs ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[FaultyDisk]:
+    disk = FaultyDisk(tmp_path / "disk", f"{VOLUME}.img", VOLUME_BYTES)
+    yield disk
+    disk.close()
+
+
+@pytest.fixture
+def make_faulty(make_cluster: MakeCluster, disk: FaultyDisk) -> Iterator[MakeCluster]:
+    """Make a cluster with a node that has this disk, and start it."""
+
+    def make(whose: str) -> Cluster:
+        return make_cluster(backing={whose: disk.path.parent}).start()
+
+    yield make
+    disk.mend()  # nobody who waits for it can be killed
+
+
+def assert_moved(cluster: Cluster, to: Node) -> None:
+    assert cluster.owner() is to
+    assert to.group()["in_sync"] == [to.name]
+
+
+@pytest.mark.parametrize("kind", ["read", "flush"])
+def test_the_owners_fails(make_faulty: MakeCluster, disk: FaultyDisk, kind: str) -> None:
+    """The group moves; clients see no error. When it is mended and the node is started again, it is synced."""
+    cluster = make_faulty(NODES[0])
+    failing, good = cluster.pair()
+    with under_load(cluster) as clients:
+        with clients.event():
+            disk.fail(kind)
+            disk.forget_cache()
+            failing.wait("has failed", lambda of: of["fit"]["failure"])
+        assert_moved(cluster, good)
+        disk.mend()
+        failing.kill()
+        cluster.start()
+
+
+@pytest.mark.parametrize("whose", NODES)
+def test_a_write_hangs_so_that_its_data_process_cannot_be_killed(
+    make_faulty: MakeCluster, disk: FaultyDisk, whose: str
+) -> None:
+    """It is taken for ended, and is started again by itself when the disk answers and it has really ended."""
+    cluster = make_faulty(whose)
+    failing = cluster.nodes[whose]
+    good = cluster.peer_of(failing)
+    with under_load(cluster) as clients:
+        with clients.event():
+            pid = failing.data_pid()
+            disk.fail("write", how=HANG)
+            failing.wait("has lost its data process", lambda of: "does not end" in of["why"])
+        assert_moved(cluster, good)
+        assert is_running(pid)
+        disk.mend()
+        cluster.wait_in_sync()
+        assert failing.data_pid() != pid

@@ -88,7 +88,7 @@ class DataProcess:
     # --- Commands -------------------------------------------------------------------------------
 
     def wait_ready(self) -> "DataProcess":
-        assert self._ready.wait(PATIENCE_S), self.log
+        assert self._ready.wait(PATIENCE_S), self.failed + self.log
         return self
 
     def send(self, kind: str, **message: Any) -> None:
@@ -182,7 +182,8 @@ class Pair:
         (directory / "cluster.key").write_text(os.urandom(32).hex())
         (directory / "cluster.key").chmod(0o600)
         for node in BOTH:
-            make_sparse(self.backing(node), 16 * MIB)
+            if not self.backing(node).exists():
+                make_sparse(self.backing(node), 16 * MIB)
         self._processes: dict[str, DataProcess] = {}
         self.sockets: list[socket.socket] = []  # of clients; they are closed with the pair
 

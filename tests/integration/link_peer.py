@@ -42,7 +42,10 @@ def hello(cluster: Cluster, node: str, /, **changes: Any) -> dict[str, Any]:
         "blank": True,
         "lost_cache": False,
         "needs_sync": False,
-        "unclean": False,
+        "differs": False,
+        "unknown": False,
+        "filling": "",
+        "behind": False,
         **changes,
     }
 

@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 
 from . import rules
-from .world import Busy, Setting, Step, World, acts_alone, can_answer
+from .world import Busy, Setting, Step, World, acts_alone, can_answer, must_reconcile
 
 
 def write(world: World, n: int, setting: Setting) -> Iterator[Step]:
     """The owner applies a write. Whether it may answer is decided when it does."""
     node = world.nodes[n]
+    if must_reconcile(node, setting):
+        return
     if not node.wait and not node.busy and world.writes < setting.bounds.writes:
         version = world.writes + 1
         yield Step("{0} applies a write", n, world.put(n, node._replace(mem=version, busy=Busy.HERE), writes=version))

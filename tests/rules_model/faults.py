@@ -9,7 +9,7 @@ from .world import Arbiter, Busy, Lease, Node, Role, Setting, Step, World
 def _ended(node: Node, setting: Setting) -> Node:
     """What is left of a node whose process has ended: what is durable, and the page cache."""
     mirrored = not node.rec.alone or node.ask is not None
-    died_mirrored = node.role == Role.OWNER and mirrored and setting.has(rules.UNCLEAN_ALONE)
+    died_mirrored = node.role == Role.OWNER and mirrored and setting.has(rules.RECONCILE)
     return node._replace(
         role=Role.OFF,
         ask=node.ask if setting.has(rules.REMEMBER_PROPOSAL) else None,

@@ -13,11 +13,17 @@ def _can_follow(peer: Node, owner: Node) -> bool:
 
 
 def resume_session(world: World, n: int, setting: Setting) -> Iterator[Step]:
-    """Both are in sync, and the peer lost nothing: only what is not answered is sent again."""
+    """Both are in sync, and the peer lost nothing: only what is not answered is sent again. If one of them was killed
+    while it owned, what it was doing is made equal by the owner's copy, and flushed."""
     node, peer = world.nodes[n], world.nodes[1 - n]
     fit = not peer.lost or not setting.has(rules.LOST_NOTHING)
     if world.session is None and not node.rec.alone and _can_follow(peer, node) and fit:
-        yield Step("{0} and {1} open a session", n, world._replace(session=n))
+        opened = world._replace(session=n)
+        if (node.unclean or peer.unclean) and setting.has(rules.RECONCILE):
+            busy = Busy.ON_BOTH if node.busy else Busy.NO
+            opened = opened.put(1 - n, peer._replace(mem=node.mem, disk=node.mem, unclean=False))
+            opened = opened.put(n, node._replace(disk=node.mem, busy=busy, unclean=False))
+        yield Step("{0} and {1} open a session", n, opened)
 
 
 def sync_peer(world: World, n: int, setting: Setting) -> Iterator[Step]:

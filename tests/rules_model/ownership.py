@@ -70,14 +70,14 @@ def lead(world: World, n: int, setting: Setting) -> Iterator[Step]:
     node = world.nodes[n]
     if node.rec.owner != n or node.ask is not None:
         return
-    if not _is_complete(node, n, setting) or (node.unclean and not node.rec.alone):
+    if not _is_complete(node, n, setting):
         return
     if setting.has(rules.CONFIRM_ALONE) and node.rec.alone and not _is_confirmed(world, n, setting):
         return
     owner = node._replace(
         role=Role.OWNER,
         lost=False,
-        unclean=False,
+        unclean=node.unclean and not node.rec.alone,
         wait=node.rec.alone and setting.has(rules.LEASE_WAIT) and not node.excused,
         excused=False,
     )

@@ -10,7 +10,7 @@ ASK_FIRST: Final = "ask-first"
 # Rule 3
 INSYNC_ONLY: Final = "insync-only"
 LOST_NOTHING: Final = "lost-nothing"
-UNCLEAN_ALONE: Final = "unclean-alone"
+RECONCILE: Final = "reconcile"
 # Rule 4
 STOP_FIRST: Final = "stop-first"
 # Rule 5
@@ -46,7 +46,7 @@ COMMON: Final = {
     ASK_FIRST: "an owner that lost its peer goes on alone only when the record says so",
     INSYNC_ONLY: "only a node in the record's in_sync takes over",
     LOST_NOTHING: "a node whose cache was lost does not own, nor resume, what may have been only cached",
-    UNCLEAN_ALONE: "an owner that was killed while mirrored goes alone first, and syncs its peer in full",
+    RECONCILE: "what an owner was doing when it was killed is made equal on both before anything is answered",
     STOP_FIRST: "a node stops applying the owner's stream before it proposes to take over",
     STOP_BEFORE_HANDOVER: "an owner stops before it proposes to hand over",
     SEAL_JOIN: "from before it proposes to add its peer an owner that is alone answers as if the peer were added",

@@ -18,7 +18,7 @@ TWO_FAULTS = Bounds(writes=1, faults=2, epochs=4)
 DOCUMENT = Path(__file__).parents[2] / "docs" / "rules-model.md"
 
 # What the client notices: an acknowledged write is missing, or a read is stale. Found with few enough steps to read.
-VISIBLE_WITH_REGISTER = [rule for rule in rules.of("register") if rule not in (rules.UNCLEAN_ALONE, rules.FLUSH_TARGET)]
+VISIBLE_WITH_REGISTER = [rule for rule in rules.of("register") if rule not in (rules.RECONCILE, rules.FLUSH_TARGET)]
 STEPS_MAX = 16
 
 
@@ -49,8 +49,8 @@ def test_without_flushing_the_target_a_flushed_write_is_lost_when_both_lose_thei
     assert_missed(search(without(rules.FLUSH_TARGET, FENCING), invariants.VISIBLE), steps_max=20)
 
 
-def test_without_unclean_alone_the_replicas_differ_for_good() -> None:
-    assert_missed(search(without(rules.UNCLEAN_ALONE, REGISTER)))
+def test_without_reconciling_the_replicas_differ_for_good() -> None:
+    assert_missed(search(without(rules.RECONCILE, REGISTER)))
 
 
 @pytest.mark.parametrize("rule", sorted(rules.FENCING_ONLY))

@@ -151,9 +151,14 @@ def acts_alone(node: Node, setting: Setting) -> bool:
     return node.rec.alone and (node.ask is None or not setting.has(rules.SEAL_JOIN))
 
 
+def must_reconcile(node: Node, setting: Setting) -> bool:
+    """Whether an owner was killed while it was mirrored, and has not yet made its peer equal."""
+    return node.unclean and not node.rec.alone and setting.has(rules.RECONCILE)
+
+
 def can_answer(node: Node, setting: Setting) -> bool:
     """Rule 5: checked right before each reply."""
-    if node.role != Role.OWNER or node.wait:
+    if node.role != Role.OWNER or node.wait or must_reconcile(node, setting):
         return False
     return node.lease != Lease.NONE or acts_alone(node, setting) or not setting.has(rules.LEASE_CHECK)
 

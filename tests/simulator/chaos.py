@@ -39,6 +39,7 @@ class Chaos:
         spiteful = [
             self._kill, self._power, self._pause, self._pause, self._doom, self._cut_beats, self._cut_link,
             self._isolate, self._cut_nodes, self._arbiter_slow, self._kill_process, self._strand,
+            self._power_at_a_call,
         ]  # fmt: skip
         self._spiteful = [kind for kind in spiteful if kind in self._kinds_now]
         self._victim: Host | None = None
@@ -52,6 +53,7 @@ class Chaos:
             self._cut_beats, self._cut_path, self._cut_link, self._cut_arbiter, self._isolate, self._cut_nodes,
             self._strand, self._strand,
             self._arbiter_down, self._arbiter_slow, self._arbiter_forgets, self._bad_beats, self._disk,
+            self._metadata, self._spoil_maps, self._remount, self._power_at_a_call, self._power_at_a_call,
             self._move, self._move, self._drain, self._stop, self._force,
         ]  # fmt: skip
 
@@ -81,6 +83,8 @@ class Chaos:
         world.arbiter.loss = world.arbiter.late = 0.0
         for host in world.hosts:
             host.doom_in(0, "")
+            if host.maps_spoiled:  # the operator starts it again: it would not look at them any more
+                host.kill_process()
             if host.drained:
                 self._undrain(host)
             world.clock.after(self._random.randrange(2 * S), host.boot)
@@ -174,7 +178,7 @@ class Chaos:
 
     def _doom(self) -> None:
         host = self._host()
-        how = self._random.choice(("kill", "kill", "power", "kill process", "pause"))
+        how = self._random.choice(("kill", "kill", "power", "kill process", "kill process", "kill process", "pause"))
         if self._random.random() < 0.5:
             host.doom_in(self._random.randrange(1, 14), how)
         else:
@@ -189,6 +193,34 @@ class Chaos:
             host.kill_process()  # the operator has replaced it
 
         self._for_a_while(f"disk of {host.name} fails", mend)
+
+    def _metadata(self) -> None:
+        """The disk of the map files."""
+        host = self._host()
+        host.metadata_fails = True
+
+        def mend() -> None:
+            host.metadata_fails = False
+            host.kill_process()
+
+        self._for_a_while(f"disk of the maps of {host.name} fails", mend)
+
+    def _spoil_maps(self) -> None:
+        """A map file is deleted, or rots; sometimes that is noticed soon."""
+        host = self._host()
+        self._world.count["map spoiled"] += 1
+        host.spoil_maps()
+        if self._random.random() < 0.7:
+            host.kill_process()
+
+    def _remount(self) -> None:
+        self._world.count["mounted anew"] += 1
+        self._host().remount()
+
+    def _power_at_a_call(self) -> None:
+        """In the middle of what the data process does."""
+        how = self._random.choice(("power", "power", "power of both"))
+        self._host().doom_in(0, how, calls=self._random.randrange(1, 40))
 
     # --- Networks -------------------------------------------------------------------------------------
 

@@ -1,11 +1,13 @@
 """What is checked besides what clients see."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from stortrends_ha.cluster.group import Group
 from stortrends_ha.cluster.phases import Phase
 from stortrends_ha.dataplane.owner import Owner
 from stortrends_ha.record import Record
+from stortrends_ha.replication.block_map import BlockMap
 
 from .history import Operation, Violation
 
@@ -22,6 +24,7 @@ class Checks:
         self._world = world
         self._overridden: set[int] = set()
         self._records: dict[int, Record] = {}
+        self._forgiven: set[tuple[str, int, int]] = set()  # losses of a cache
 
     def arbiter_forgot(self) -> None:
         """What it has granted, and nobody has saved yet, may be granted to somebody else."""
@@ -47,6 +50,14 @@ class Checks:
         if other is not None and other.may_answer and not self._world.split_by_force:
             raise Violation(f"{host.name} may answer clients, and so may {host.peer.name} (rule 5)")
 
+    def bounds(self, host: "Host", owner: Owner) -> None:
+        """Rule 15: with a full window, nobody is listened to."""
+        primary, most = owner._primary, self._world.cluster.limits.window_changes
+        if primary.unanswered >= most and not primary._flow.stopped:
+            raise Violation(
+                f"{host.name} has {primary.unanswered} requests under way, of {most}, and takes more (rule 15)"
+            )
+
     def settled(self, host: "Host") -> bool:
         """Whether it owns alone, and all that was cached before is stable (rule 1)."""
         owner = self._owner(host)
@@ -63,11 +74,30 @@ class Checks:
         shares = owner is not None and (not owner.record.alone or owner._primary.locked)
         if owner is not None and shares and host.clock.now_ns() >= owner._lease_ns:
             raise Violation(f"{host.name} answers {operation} without a lease (rule 5)")
-        if not self.settled(host) or operation.kind == "flush":
+        if not self.settled(host) or operation.kind == "flush" or self._world.cache_of(operation.block) == "always":
             return
-        told = values or [operation.value] * operation.length
-        if any(map(host.disk.only_cached, operation.blocks, told)):
+        told = values or [operation.value] * operation.length  # zeroes may be those of another request
+        if any(
+            value > 0 and host.only_cached(block, value) for block, value in zip(operation.blocks, told, strict=True)
+        ):
             raise Violation(f"{host.name}, alone, answers {operation} before it is stable (rule 1)")
+
+    def refuses(self, host: "Host", operation: Operation) -> None:
+        """Rule 13: a client sees an error only when no good copy is left."""
+        owner = self._owner(host)
+        if owner is None or not (owner._primary.failed and owner._primary.is_last_copy):
+            raise Violation(f"{host.name} answers {operation} with an error, and may not be the only one (rule 13)")
+        self._world.count["errors, as no good copy was left"] += 1
+
+    def lost_what_was_cached(self, host: "Host") -> None:
+        """A volume that is always cached has lost what was not flushed, as its owner was alone."""
+        world = self._world
+        if (lost := (host.name, host.boots, host.mounts)) in self._forgiven:
+            return
+        self._forgiven.add(lost)
+        for volume, disk in enumerate(host.disks):
+            if world.caches[volume] == "always":
+                world.history.go_back(disk.values(), host.bit, forced=False, first=volume * world.blocks)
 
     def promises(self, host: "Host", group: Group) -> None:
         """Rule 5: a node gives nobody a lease while it owns, by its own record, or reaches for that."""
@@ -79,6 +109,32 @@ class Checks:
         record = self._world.record()
         if record is not None and host.name in record.in_sync and not self._world.arbiter.forced:
             raise Violation(f"{host.name} is about to be overwritten, which is in sync by {record} (rule 9)")
+
+    def fills(self, host: "Host") -> None:
+        """Rule 9: everything is copied only if nothing is there, or nobody knows what."""
+        begun = host.state.filling and host.state.needs_sync
+        if host.state.lineage and not begun and not any(host.maps_spoiled for host in self._world.hosts):
+            raise Violation(f"all is copied to {host.name}, which has most of it (rule 9)")
+
+    def resyncs(self, host: "Host", todo: Sequence[BlockMap]) -> None:
+        """Rule 9: a resync is about what is in the files of both nodes, in whole regions of the secondary's; what one
+        of them has written alone; and what was in a resync that did not lead to adding the secondary."""
+        world = self._world
+        for volume, blocks in enumerate(todo):
+            own, its = (world.coverage.told(of, volume) | of.remembered[volume] for of in (host, host.peer))
+            allowed = own | world.coverage.whole_regions(its)
+            world.count["resynced blocks"] += blocks.count
+            if more := [block for block in blocks if not allowed >> block & 1]:
+                raise Violation(f"{host.name} resyncs blocks {more} of {world.volumes[volume]} in vain (rule 9)")
+            host.remembered[volume] |= sum(1 << block for block in blocks)
+
+    def knows_of_no_difference(self) -> None:
+        """Rule 8: after some quiet checkpoints nothing is left of what might have differed."""
+        world = self._world
+        for host in world.hosts:
+            for number, volume in enumerate(world.volumes):
+                if left := world.coverage.left(host, number):
+                    raise Violation(f"the maps of {volume} on {host.name} never get empty: {left:b} (rule 8)")
 
     def applies(self, process: "DataProcess", epoch: int) -> None:
         """Rules 4 and 6: a node applies only the stream of the owner that it follows, and none once it reaches for
@@ -97,17 +153,18 @@ class Checks:
             raise Violation(f"{host.name} is to lead by a record that does not say so: {record}")
         if record.epoch in world.arbiter.forced and record.epoch not in self._overridden:
             self._overridden.add(record.epoch)
-            world.history.go_back(host.disk.values(), host.bit, forced=True)
-            world.trace.say(host.name, "its copy counts, by the operator's override:", host.disk.values())
+            world.history.go_back(host.values(), host.bit, forced=True)
+            world.trace.say(host.name, "its copy counts, by the operator's override:", host.values())
             return
         if not host.lost_cache:
             return
         if record.alone and host.state.settled_epoch > host.cached_epoch:  # it had settled
+            self.lost_what_was_cached(host)
             return
         if not clears_loss:
             raise Violation(f"{host.name} leads without its cache (rule 3)")
         if not host.peer.lost_cache:
             raise Violation(f"{host.name} leads without its cache, which {host.peer.name} has not lost (rule 3)")
         world.count["both caches lost"] += 1
-        world.history.go_back(host.disk.values(), host.bit, forced=False)
-        world.trace.say(host.name, "its copy counts, as both have lost their caches:", host.disk.values())
+        world.history.go_back(host.values(), host.bit, forced=False)
+        world.trace.say(host.name, "its copy counts, as both have lost their caches:", host.values())

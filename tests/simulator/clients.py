@@ -1,4 +1,5 @@
-"""Clients: each has one request under way, on an NBD connection to one of the nodes; it gives up after a while.
+"""Clients: each has some requests under way, on an NBD connection for one volume to one of the nodes; when one of them
+is not answered for a while, the client connects anew. Many requests are about the same few blocks.
 
 A reply is checked when it leaves the server: what the network does with it afterwards makes nothing worse.
 """
@@ -17,9 +18,16 @@ if TYPE_CHECKING:
     from .data_process import DataProcess
     from .world import World
 
-_CHOOSE = (3).to_bytes(4) + OPTION_HEADER.pack(OPTION_MAGIC, Option.EXPORT_NAME, 1) + b"v"
 _GREETING_BYTES = 18 + 10  # the server's, and its answer to EXPORT_NAME
 _MOST_BLOCKS = 3
+_KINDS = ("write",) * 5 + ("read",) * 5 + ("trim", "zero", "flush", "flush")
+_COMMANDS = {
+    "read": nbd.CMD_READ,
+    "write": nbd.CMD_WRITE,
+    "trim": nbd.CMD_TRIM,
+    "zero": nbd.CMD_WRITE_ZEROES,
+    "flush": nbd.CMD_FLUSH,
+}
 
 
 class ClientConnection:
@@ -31,24 +39,24 @@ class ClientConnection:
         self._world = client.world
         self._replies = b""
         self._greeting_bytes = _GREETING_BYTES
-        self._operation: Operation | None = None
+        self._under_way: dict[int, Operation] = {}
         self._last_ns = 0
         self.socket = ClientSocket(process, self._replied, self._lost)
-        self._send(_CHOOSE)
+        volume = self._world.volumes[client.volume].encode()
+        self._send((3).to_bytes(4) + OPTION_HEADER.pack(OPTION_MAGIC, Option.EXPORT_NAME, len(volume)) + volume)
 
-    def ask(self, operation: Operation) -> None:
-        """A request is on its way."""
-        self._operation = operation
-        value = operation.value.to_bytes(8)
-        head, payload = {
-            "read": (nbd.PLAIN_READ, b""),
-            "write": (nbd.PLAIN_WRITE, value),
-            "fua": (nbd.request_head(nbd.CMD_WRITE, nbd.FLAG_FUA), value),
-            "flush": (nbd.request_head(nbd.CMD_FLUSH), b""),
-        }[operation.kind]
-        length = operation.length * BLOCK_BYTES
-        where = (0, 0) if operation.kind == "flush" else (operation.block * BLOCK_BYTES, length)
-        self._send(nbd.REQUEST.pack(head, operation.began.to_bytes(8), *where) + payload * (length // 8))
+    def ask(self, operations: list[tuple[Operation, int]]) -> None:
+        """Requests are on their way, each with its flags."""
+        self._under_way.update({operation.began: operation for operation, _ in operations})
+        self._send(b"".join(self._request(*one) for one in operations))
+
+    def _request(self, operation: Operation, flags: int) -> bytes:
+        head = nbd.request_head(_COMMANDS[operation.kind], flags)
+        where = (operation.block - self.client.first) * BLOCK_BYTES, operation.length * BLOCK_BYTES
+        if operation.kind == "flush":
+            where = 0, 0
+        payload = operation.value.to_bytes(8) * (where[1] // 8) if operation.kind == "write" else b""
+        return nbd.REQUEST.pack(head, operation.began.to_bytes(8), *where) + payload
 
     def _send(self, data: bytes) -> None:
         clock = self._world.clock
@@ -57,7 +65,7 @@ class ClientConnection:
 
     def leave(self) -> None:
         """The client gives it up."""
-        self._operation = None
+        self._under_way.clear()
         self._world.clock.after(self._world.network.delay_ns(), self.socket.leave)
 
     def _lost(self, silently: bool) -> None:
@@ -69,25 +77,38 @@ class ClientConnection:
         skipped = min(len(data), self._greeting_bytes)
         self._greeting_bytes -= skipped
         self._replies += data[skipped:]
-        operation = self._operation
+        while self._under_way and self._take_reply():
+            pass
+
+    def _take_reply(self) -> bool:
+        """Whether there was a whole one."""
         header = nbd.SIMPLE_REPLY.size
-        if operation is None or len(self._replies) < header:
-            return
+        if len(self._replies) < header:
+            return False
         magic, error, cookie = nbd.SIMPLE_REPLY.unpack_from(self._replies)
-        if (magic, error, cookie) != (nbd.SIMPLE_REPLY_MAGIC, 0, operation.began.to_bytes(8)):
+        operation = self._under_way.get(int.from_bytes(cookie))
+        if operation is None or magic != nbd.SIMPLE_REPLY_MAGIC:
             raise Violation(f"{operation} got a wrong answer: {self._replies[:header].hex()}")
+        if error:
+            self._world.checks.refuses(self.process.host, operation)
+            self._replies = self._replies[header:]
+            del self._under_way[operation.began]
+            self._world.clock.after(self._world.network.delay_ns(), self.client.answered, self, operation)
+            return True
         end = header + (operation.length * BLOCK_BYTES if operation.kind == "read" else 0)
         if len(self._replies) < end:
-            return
+            return False
         content, self._replies = self._replies[header:end], self._replies[end:]
-        self._operation = None
+        del self._under_way[operation.began]
         self._answered(operation, _values(operation, content))
+        return True
 
     def _answered(self, operation: Operation, values: list[int]) -> None:
         world, process = self._world, self.process
         world.trace.client(f"{process.name} data", f"answers {values or ''}:", operation)
         world.checks.answers(process.host, operation, values)
-        stable_on = process.host.bit if world.checks.settled(process.host) else 0
+        written_through = world.checks.settled(process.host) and world.caches[self.client.volume] != "always"
+        stable_on = process.host.bit if written_through else 0
         world.history.end(operation, values, stable_on)
         world.clock.after(world.network.delay_ns(), self.client.answered, self, operation)
 
@@ -108,27 +129,32 @@ class Client:
     def __init__(self, world: "World", number: int) -> None:
         self.world = world
         self.name = f"client {number}"
+        self.volume = number % len(world.volumes)
+        self.first = self.volume * world.blocks
         self._random = world.random
+        self._depth = self._random.choice((1, 1, 2, 4))
+        self._hot = self._random.randrange(world.blocks)
         self._connection: ClientConnection | None = None
-        self._operation: Operation | None = None
-        self._number = 0
+        self._under_way: set[int] = set()
+        self._life = 0
         world.clock.after(self._random.randrange(S), self._go_on, 0)
 
-    def _go_on(self, number: int) -> None:
-        if number != self._number or self.world.quiet:
+    def _go_on(self, life: int) -> None:
+        free = self._depth - len(self._under_way)
+        if life != self._life or not free or self.world.quiet:
             return
-        self._number += 1
-        self._operation = None
         if self._connection is None:
             self._connect()
         connection = self._connection
         if connection is None:
-            self.world.clock.after(self._random.randrange(20 * MS, 300 * MS), self._go_on, self._number)
+            self.world.clock.after(self._random.randrange(20 * MS, 300 * MS), self._go_on, life)
             return
-        operation = self._operation = self._next()
-        self.world.trace.client(self.name, f"asks {connection.process.name} to ", operation)
-        connection.ask(operation)
-        self.world.clock.after(self._random.randrange(S, 5 * S), self._give_up, self._number)
+        operations = [self._next() for _ in range(self._random.randint(1, free))]
+        for operation, _ in operations:
+            self._under_way.add(operation.began)
+            self.world.trace.client(self.name, f"asks {connection.process.name} to ", operation)
+            self.world.clock.after(self._random.randrange(S, 5 * S), self._give_up, life, operation)
+        connection.ask(operations)
 
     def _connect(self) -> None:
         process = self._random.choice(self.world.hosts).process
@@ -137,28 +163,41 @@ class Client:
             self._connection = ClientConnection(self, process)
             listener.offer(self._connection.socket)
 
-    def _next(self) -> Operation:
-        kind = self._random.choice(("write", "write", "write", "read", "read", "read", "fua", "flush"))
-        block = self._random.randrange(self.world.blocks)
-        most = min(_MOST_BLOCKS, self.world.blocks - block)
-        length = self._random.choice((1, 1, self._random.randint(1, most)))
-        return self.world.history.begin(kind, block, length)
+    def _next(self) -> tuple[Operation, int]:
+        random, world = self._random, self.world
+        kind = random.choice(_KINDS)
+        if kind == "trim" and any(host.zeroes_by_writing for host in world.hosts):  # there a trim may do nothing
+            kind = "zero"
+        if kind == "flush":
+            return world.history.begin(kind, self.first, world.blocks), 0
+        block = self._hot if random.random() < 0.3 else random.randrange(world.blocks)
+        length = random.choice((1, 1, random.randint(1, min(_MOST_BLOCKS, world.blocks - block))))
+        flags = nbd.FLAG_FUA if kind != "read" and random.random() < 0.15 else 0
+        durable = kind != "read" and (bool(flags) or world.caches[self.volume] == "never")
+        if kind == "zero" and random.random() < 0.5:
+            flags |= nbd.FLAG_NO_HOLE
+        return world.history.begin(kind, self.first + block, length, durable=durable), flags
 
     def answered(self, connection: ClientConnection, operation: Operation) -> None:
         """A reply has come."""
-        if connection is self._connection and operation is self._operation:
-            self._number += 1
-            self.world.clock.after(self._random.randrange(self.world.think_ns), self._go_on, self._number)
+        if connection is self._connection:
+            self._under_way.discard(operation.began)
+            self.world.clock.after(self._random.randrange(self.world.think_ns), self._go_on, self._life)
 
     def lost(self, connection: ClientConnection) -> None:
         """The connection has ended."""
         if connection is self._connection:
-            self._connection = None
-            self._number += 1
-            self.world.clock.after(self._random.randrange(20 * MS, 200 * MS), self._go_on, self._number)
+            self._forget()
+            self.world.clock.after(self._random.randrange(20 * MS, 200 * MS), self._go_on, self._life)
 
-    def _give_up(self, number: int) -> None:
-        if number == self._number and self._connection is not None:
+    def _give_up(self, life: int, operation: Operation) -> None:
+        if life == self._life and operation.began in self._under_way:
+            assert self._connection is not None
             self._connection.leave()
-            self._connection = None
-            self._go_on(number)
+            self._forget()
+            self._go_on(self._life)
+
+    def _forget(self) -> None:
+        self._connection = None
+        self._under_way.clear()
+        self._life += 1

@@ -48,6 +48,7 @@ class DataProcess(Actor):
         self.after(self._random.randrange(5 * MS, 60 * MS), self._start)
 
     def _start(self) -> None:
+        self.host.forget()
         self.loop.create_task(self._run())
 
     async def _run(self) -> None:
@@ -140,8 +141,11 @@ class DataProcess(Actor):
 
     def look(self) -> None:
         """It has done something."""
-        if self.may_answer:
-            self.world.checks.may_answer(self.host)
+        owner = self.owner
+        if self.alive and owner is not None:
+            self.world.checks.bounds(self.host, owner)
+            if owner.gate.open_at(self.host.clock.now_ns()):
+                self.world.checks.may_answer(self.host)
 
     def state(self) -> str:
         """For people."""

@@ -1,5 +1,6 @@
 """A disk under a page cache: a loss of power takes what was not synced, or any part of it, block by block."""
 
+from collections.abc import Callable
 from random import Random
 
 BLOCK_BYTES = 512
@@ -7,10 +8,11 @@ ZEROES = bytes(BLOCK_BYTES)
 
 
 class Disk:
-    """One volume of a host; it outlives processes."""
+    """One volume of a host; it outlives processes. ``changed`` is called with the blocks that a write has changed."""
 
-    def __init__(self, blocks: int, identity: str) -> None:
+    def __init__(self, blocks: int, identity: str, changed: Callable[[range], None]) -> None:
         self.identity = identity
+        self._changed = changed
         # Of each block: what is stable, then all that was written since, each with its number. Any of these versions
         # may be there after a loss of power.
         self._versions: list[list[tuple[int, bytes]]] = [[(0, ZEROES)] for _ in range(blocks)]
@@ -35,8 +37,10 @@ class Disk:
         first = offset // BLOCK_BYTES
         for at in range(0, len(data), BLOCK_BYTES):
             block = first + at // BLOCK_BYTES
-            self._versions[block].append((self.written, data[at : at + BLOCK_BYTES]))
+            content = data[at : at + BLOCK_BYTES]
+            self._versions[block].append((self.written, content))
             self._is_data[block] = is_data
+        self._changed(range(first, first + len(data) // BLOCK_BYTES))
 
     def next_extent(self, offset: int, *, is_data: bool) -> int:
         """Where the next data, or the next hole, begins; or the end."""
@@ -60,6 +64,13 @@ class Disk:
     def values(self) -> list[int]:
         """What each block holds now, as the number that a client wrote into it."""
         return [int.from_bytes(versions[-1][1][:8]) for versions in self._versions]
+
+    def surely_as(self, other: "Disk", block: int) -> bool:
+        """Whether a block is the same on both, whichever of them loses its cache."""
+        own, its = self._versions[block], other._versions[block]
+        if len(own) == len(its) == 1:
+            return own[0][1] == its[0][1]
+        return len({content for _, content in own} | {content for _, content in its}) == 1
 
     def only_cached(self, block: int, value: int) -> bool:
         """Whether a loss of power could take this value."""

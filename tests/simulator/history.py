@@ -6,10 +6,14 @@ have held that value all that time; else it must have held it at some moment bet
 "Testing Shared Memories", 1997) a history is linearizable exactly if no two of the former overlap, and none of the
 latter lies within one of the former. A write that was never answered takes part only once somebody has read it.
 
+Zeroes look all the same: each zeroing has a value below zero here, and a read of zeroes must fit to one of them, or to
+those that were there at the beginning (0). Only if it fits to a single one does it become a part of that cluster.
+
 When both nodes have lost their caches, or after the operator's override, a block may go back (``go_back``), in the
 former case not behind what was stable.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 NEVER = 1 << 62
@@ -23,11 +27,12 @@ class Violation(AssertionError):
 class Operation:
     """What a client asked for."""
 
-    kind: str  # "read", "write", "fua" or "flush"
-    block: int
-    value: int
+    kind: str  # "read", "write", "trim", "zero" or "flush"
+    block: int  # counted over all volumes; of a flush: the first of its volume, as ``length`` is that of the volume
+    value: int  # what a change writes
     began: int
     length: int = 1  # in blocks
+    durable: bool = False  # a change that is stable when it is answered
     covers: list[tuple[int, int]] = field(default_factory=list)  # flush: (block, value) answered before it began
     done: bool = False
 
@@ -38,8 +43,8 @@ class Operation:
 
     def __str__(self) -> str:
         where = "+".join(map(str, self.blocks))
-        what = {"flush": "flush", "read": f"read {where}"}
-        return what.get(self.kind, f"{self.kind} {where}={self.value}")
+        durable = " durably" if self.durable else ""
+        return f"{self.kind} {where}" + (f"={self.value}{durable}" if self.value else "")
 
 
 @dataclass(slots=True)
@@ -73,18 +78,18 @@ class History:
         self._time += 1
         return self._time
 
-    def begin(self, kind: str, block: int, length: int = 1) -> Operation:
+    def begin(self, kind: str, block: int, length: int = 1, *, durable: bool = False) -> Operation:
         """A client asks."""
         value = 0
-        if kind in ("write", "fua"):
+        if kind in ("write", "trim", "zero"):
             self._value += 1
-            value = self._value
-        operation = Operation(kind, block, value, self._tick(), length)
+            value = self._value if kind == "write" else -self._value
+        operation = Operation(kind, block, value, self._tick(), length, durable)
         if value:
             for number in operation.blocks:
                 self._blocks[number].clusters[value] = _Cluster(value, operation.began)
         elif kind == "flush":
-            operation.covers = list(self._unflushed)
+            operation.covers = [one for one in self._unflushed if one[0] in operation.blocks]
         return operation
 
     def end(self, operation: Operation, values: list[int], stable_on: int) -> None:
@@ -100,68 +105,82 @@ class History:
                 self._stable(block, flushed, 3)
         elif operation.kind == "read":
             for block, value in zip(operation.blocks, values, strict=True):
-                self._took_place(operation, block, value, now)
+                self._was_read(operation, block, value, now)
         else:
             for block in operation.blocks:
                 self._wrote(operation, block, now, stable_on)
 
     def _wrote(self, operation: Operation, block: int, now: int, stable_on: int) -> None:
-        durable = operation.kind == "fua"
-        self._took_place(operation, block, operation.value, now)
-        if not durable:
+        self._took_place(operation, self._blocks[block].clusters[operation.value], block, now)
+        if not operation.durable:
             self._unflushed[block, operation.value] = None
-        self._stable(block, operation.value, 3 if durable else stable_on)
+        self._stable(block, operation.value, 3 if operation.durable else stable_on)
 
     def _stable(self, block: int, value: int, nodes: int) -> None:
         floor = self._blocks[block].floor
         if nodes and value in self._blocks[block].clusters:
             floor[value] = floor.get(value, 0) | nodes
 
-    def _took_place(self, operation: Operation, number: int, value: int, now: int) -> None:
+    def _was_read(self, operation: Operation, number: int, value: int, now: int) -> None:
         block = self._blocks[number]
-        cluster = block.clusters.get(value)
-        if cluster is None:
-            what = "was lost before" if value in block.gone else "was never written there"
-            raise Violation(f"{operation} returned {value}, which {what}")
-        if cluster.wrote > now:
-            raise Violation(f"{operation} returned {value} before it was written")
-        cluster.ended = min(cluster.ended, now)
-        cluster.began = max(cluster.began, operation.began, cluster.wrote)
-        cluster.touched = now
-        del block.clusters[value]  # they are kept in the order in which they were touched
-        for other in reversed(block.clusters.values()):
-            if other.touched <= cluster.ended and other.ended < NEVER:
-                break
-            if other.ended < NEVER and _clash(cluster, other):
-                raise Violation(
-                    f"{operation} was answered with {value}, which does not fit: block {number} cannot have "
-                    f"held {value} {_span(cluster)} and {other.value} {_span(other)}"
-                )
-        block.clusters[value] = cluster
+        if value:
+            cluster = block.clusters.get(value)
+            if cluster is None:
+                what = "was lost before" if value in block.gone else "was never written there"
+                raise Violation(f"{operation} returned {value}, which {what}")
+            self._took_place(operation, cluster, number, now)
+            return
+        fit = self._zeroings_that_fit(operation, block, now)
+        first = next(fit, None)
+        if first is None:
+            raise Violation(f"{operation} was answered with zeroes, which does not fit to block {number}")
+        if next(fit, None) is None:
+            self._took_place(operation, first, number, now)
+
+    @staticmethod
+    def _zeroings_that_fit(operation: Operation, block: _Block, now: int) -> Iterator[_Cluster]:
+        for zeroes in reversed(block.clusters.values()):
+            if zeroes.value <= 0 and not _clashing(block, _later(zeroes, operation, now)):
+                yield zeroes
+
+    def _took_place(self, operation: Operation, cluster: _Cluster, number: int, now: int) -> None:
+        block = self._blocks[number]
+        del block.clusters[cluster.value]  # they are kept in the order in which they were touched
+        cluster = _later(cluster, operation, now)
+        if (other := _clashing(block, cluster)) is not None:
+            raise Violation(
+                f"{operation} was answered with {cluster.value}, which does not fit: block {number} cannot have "
+                f"held {cluster.value} {_span(cluster)} and {other.value} {_span(other)}"
+            )
+        block.clusters[cluster.value] = cluster
 
     # --- Losses that the rules allow ------------------------------------------------------------------
 
-    def go_back(self, contents: list[int], node: int, *, forced: bool) -> None:
-        """A copy without some of what was answered counts from now on. ``node``: its bit."""
+    def go_back(self, contents: list[int], node: int, *, forced: bool, first: int = 0) -> None:
+        """A copy without some of what was answered counts from now on. ``node``: its bit. ``contents``: from block
+        ``first`` on."""
         now = self._tick()
         self.went_back += 1
-        for number, (block, value) in enumerate(zip(self._blocks, contents, strict=True)):
+        for number, value in enumerate(contents, first):
+            block = self._blocks[number]
+            kept = [one for one in block.clusters.values() if one.value == value or one.value < 0 == value]
             # What was only cached when a copy was made to count may be lost from it, too, if nothing was stable since.
             returned = value in block.gone and (forced or not block.floor)
-            if value not in block.clusters and not returned:
+            if not kept and not returned:
                 what = "was lost before" if value in block.gone else "was never written there"
                 raise Violation(f"block {number} came back as {value}, which {what}")
-            if not forced and not returned:
-                self._check_floor(block, number, value, node)
+            if kept and not forced and not any(self._above_floor(block, cluster, node) for cluster in kept):
+                raise Violation(f"block {number} went back to {value}, though {list(block.floor)} were stable")
             self._blocks[number] = self._restarted(block, value, now)
-        self._unflushed.clear()
+        for one in [one for one in self._unflushed if one[0] - first in range(len(contents))]:
+            del self._unflushed[one]
 
     @staticmethod
-    def _check_floor(block: _Block, number: int, value: int, node: int) -> None:
-        kept = block.clusters[value]
-        for stable, nodes in block.floor.items():
-            if nodes & node and stable != value and kept.ended < block.clusters[stable].began:
-                raise Violation(f"block {number} went back to {value}, though {stable} was stable")
+    def _above_floor(block: _Block, kept: _Cluster, node: int) -> bool:
+        return not any(
+            nodes & node and stable != kept.value and kept.ended < block.clusters[stable].began
+            for stable, nodes in block.floor.items()
+        )
 
     @staticmethod
     def _restarted(block: _Block, value: int, now: int) -> _Block:
@@ -174,6 +193,23 @@ class History:
                 else:
                     new.clusters[cluster.value] = cluster
         return new
+
+
+def _later(cluster: _Cluster, operation: Operation, now: int) -> _Cluster:
+    """With this operation on its value, which has been answered now."""
+    began = max(cluster.began, operation.began, cluster.wrote)
+    return _Cluster(cluster.value, cluster.wrote, min(cluster.ended, now), began, now)
+
+
+def _clashing(block: _Block, cluster: _Cluster) -> _Cluster | None:
+    """Another one of the block that cannot be, if this is."""
+    for other in reversed(block.clusters.values()):
+        if other.touched <= cluster.ended and other.ended < NEVER:
+            break
+        alike = other.value == cluster.value or (other.value <= 0 and cluster.value <= 0)
+        if not alike and other.ended < NEVER and _clash(cluster, other):
+            return other
+    return None
 
 
 def _clash(one: _Cluster, other: _Cluster) -> bool:

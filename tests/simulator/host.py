@@ -1,5 +1,6 @@
 """One of the two machines: its power, its clock, what it keeps, and what runs on it."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from stortrends_ha.cluster.view import Saved
@@ -10,6 +11,7 @@ from .clock import MS, NodeClock, S
 from .data_process import DataProcess
 from .disk import Disk
 from .history import Violation
+from .metadata import Metadata
 from .supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -30,14 +32,19 @@ class Host:
         self.boots = 0
         self.rate = 1.0 + world.random.choice((-1.0, 1.0, world.random.uniform(-1, 1))) * world.drift
         self.clock = NodeClock(world.clock, self.rate)
-        self.disk = Disk(world.blocks, "first")
+        self.remembered: list[int] = []  # by volume: bits of blocks that its data process may know of, beside its files
+        self.disks = self._new_disks("first")
+        self.metadata = Metadata(world.coverage.changed)
         self.state = ReplicaState()
+        self.mounts = 0  # how often the file systems of its volumes were mounted anew
+        self.maps_spoiled = False  # one of its map files was
+        self.zeroes_by_writing = world.random.random() < 0.1  # they have no holes
         self.saved: Saved | None = None
         self.drained = False
         self.supervisor: Supervisor | None = None
         self.process: DataProcess | None = None
         self.address_until_ns = 0
-        self.disk_fails = False
+        self.disk_fails = self.metadata_fails = False
         self.cached_epoch = 0  # the newest at which its data process mirrored, so that something may be cached only
         self.peer_seen = 0  # the boot in which the peer was seen
         self.asked_to_join = 0  # the epoch for which the peer was, on its disk
@@ -48,7 +55,32 @@ class Host:
     @property
     def lost_cache(self) -> bool:
         """Whether its copy may lack what was only cached, as its data process will find, or has found."""
-        return self.state.lost_cache or self.state.boot_id not in ("", str(self.boots))
+        state = self.state
+        mounts = set(state.mounts.values()) - {f"mount {self.mounts}"}
+        return state.lost_cache or state.boot_id not in ("", str(self.boots)) or bool(state.boot_id and mounts)
+
+    def _new_disks(self, identity: str) -> list[Disk]:
+        world = self.world
+        self.remembered = [0 for _ in world.volumes]
+        return [Disk(world.blocks, identity, partial(self._written, volume)) for volume in range(len(world.volumes))]
+
+    def _written(self, volume: int, blocks: range) -> None:
+        if self.process is not None and self.process.owner is not None:
+            self.remembered[volume] |= (1 << blocks.stop) - (1 << blocks.start)
+        self.world.coverage.written(volume, blocks)
+
+    def forget(self) -> None:
+        """Its data process knows from now on only of what comes, and what is in its files."""
+        self.remembered = [0 for _ in self.remembered]
+
+    def values(self) -> list[int]:
+        """What the blocks of all volumes hold now."""
+        return [value for disk in self.disks for value in disk.values()]
+
+    def only_cached(self, block: int, value: int) -> bool:
+        """Whether a loss of power could take this value of a block, counted over all volumes."""
+        volume, block = divmod(block, self.world.blocks)
+        return self.disks[volume].only_cached(block, value)
 
     # --- Power and processes --------------------------------------------------------------------------
 
@@ -88,7 +120,7 @@ class Host:
         """The operator gives this copy up (rule 10): the next sync fills it."""
         self.world.trace.say(self.name, "its copy is made BLANK by the operator")
         self.kill_process()
-        self.disk, self.state = Disk(self.world.blocks, "second"), ReplicaState()
+        self.disks, self.state = self._new_disks("second"), ReplicaState()
 
     def power_off(self) -> None:
         """Everything stops at once; what was only cached may be gone."""
@@ -97,8 +129,25 @@ class Host:
             self.world.trace.say(self.name, "LOSES POWER")
             self.kill()
             self.kill_process()
-            self.disk.lose_cache(self.world.random)
+            self._lose_cache()
+            self.metadata.lose_cache(self.world.random)
             self.address_until_ns = 0
+
+    def remount(self) -> None:
+        """The file systems of its volumes were unmounted by force, and mounted anew."""
+        self.kill_process()
+        self.world.trace.say(self.name, "its volumes are MOUNTED ANEW")
+        self._lose_cache()
+        self.mounts += 1
+
+    def _lose_cache(self) -> None:
+        for disk in self.disks:
+            disk.lose_cache(self.world.random)
+
+    def spoil_maps(self) -> None:
+        """Something happens to a map file."""
+        self.maps_spoiled = True
+        self.world.trace.say(self.name, self.metadata.spoil(self.world.random))
 
     def stopped(self, supervisor: Supervisor) -> None:
         """The supervisor has ended by itself."""
@@ -140,6 +189,10 @@ class Host:
             case "power":
                 self.power_off()
                 self.world.clock.after(self.world.random.randrange(S, 6 * S), self.boot)
+            case "power of both":
+                for host in (self, self.peer):
+                    host.power_off()
+                    self.world.clock.after(self.world.random.randrange(S, 6 * S), host.boot)
             case "kill process":
                 self.kill_process()
             case "pause":

@@ -9,18 +9,21 @@ import errno
 import os
 import select
 import stat
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 from stortrends_ha.replication.interfaces import Buffer
 
 from .disk import BLOCK_BYTES
+from .metadata import PAGE_BYTES, MapPages
 
 if TYPE_CHECKING:
     from .data_process import DataProcess
     from .process_loop import ProcessLoop
     from .sockets import Socket
 
+ALL = 1 << 62  # the number of a write that nothing comes after
 _MISS_SHARE = 0.1  # of reads that are not in the page cache
 
 
@@ -32,10 +35,10 @@ def running() -> "DataProcess":
 class File:
     """An open volume, where the production code has a file descriptor."""
 
-    def __init__(self) -> None:
+    def __init__(self, volume: str) -> None:
         self.process = running()
         self.host = self.process.host
-        self.disk = self.host.disk
+        self.disk = self.host.disks[self.process.world.volumes.index(volume)]
         self.random = self.process.world.random
 
 
@@ -75,7 +78,8 @@ class Os:
         if file.host.disk_fails:
             file.disk.lose_cache(file.random)
             raise OSError(errno.EIO, "simulated")
-        file.disk.sync(file.process.loop.synced_until)
+        file.disk.sync(file.process.loop.synced_until.get(file.disk, ALL))
+        file.process.point()
 
     @staticmethod
     def lseek(file: File, offset: int, whence: int) -> int:
@@ -101,10 +105,102 @@ class Os:
 
 def fallocate(file: File, mode: int, offset: int, length: int) -> int:
     """Punch a hole, or write zeroes; also as a probe behind the end."""
+    if file.host.zeroes_by_writing:
+        return errno.EOPNOTSUPP
     if offset < file.disk.size_bytes:
         file.process.point()
+        if file.host.disk_fails:
+            return errno.EIO
         file.disk.write(offset, bytes(length), is_data=not mode & 2)  # FALLOC_FL_PUNCH_HOLE
+        file.process.point()
     return 0
+
+
+class MapFile:
+    """An open map file; without ``pages``, the directory that they are in."""
+
+    def __init__(self, name: str, flags: int) -> None:
+        self.process = running()
+        self.host = self.process.host
+        self.pages: MapPages | None = self.host.metadata.open(name) if flags & os.O_CREAT else None
+
+    def check(self) -> None:
+        """A call that may fail, or be the last one."""
+        self.process.point()
+        if self.host.metadata_fails:
+            raise OSError(errno.EIO, "simulated")
+
+
+class MapOs:
+    """Of ``os``, what a map file needs."""
+
+    O_RDWR, O_CREAT, O_CLOEXEC, O_RDONLY, SEEK_DATA = os.O_RDWR, os.O_CREAT, os.O_CLOEXEC, os.O_RDONLY, os.SEEK_DATA
+    strerror = staticmethod(os.strerror)
+
+    @staticmethod
+    def open(path: Path, flags: int, _mode: int = 0) -> MapFile:
+        """One of them, or their directory."""
+        file = MapFile(path.name, flags)
+        file.check()
+        return file
+
+    @staticmethod
+    def pread(file: MapFile, _length: int, offset: int) -> bytes:
+        """A page."""
+        assert file.pages is not None
+        return file.pages.read(offset // PAGE_BYTES)
+
+    @staticmethod
+    def pwrite(file: MapFile, data: bytes, offset: int) -> int:
+        """A page."""
+        assert file.pages is not None
+        file.check()
+        file.pages.write(offset // PAGE_BYTES, data)
+        file.process.point()
+        return len(data)
+
+    @staticmethod
+    def fdatasync(file: MapFile) -> None:
+        """All of it; or it fails, and drops what was written."""
+        try:
+            file.check()
+        except OSError:
+            if file.pages is not None:
+                file.pages.fail()
+            raise
+        if file.pages is None:
+            file.host.metadata.sync_names()
+        else:
+            file.pages.sync()
+        file.process.point()
+
+    fsync = fdatasync
+
+    @staticmethod
+    def lseek(file: MapFile, offset: int, _whence: int) -> int:
+        """To data."""
+        assert file.pages is not None
+        page = file.pages.next_data(offset // PAGE_BYTES)
+        if page not in file.pages.pages:
+            raise OSError(errno.ENXIO, "no data")
+        return max(offset, page * PAGE_BYTES)
+
+    @staticmethod
+    def fstat(file: MapFile) -> SimpleNamespace:
+        """Its size."""
+        assert file.pages is not None
+        return SimpleNamespace(st_size=(max(file.pages.pages, default=-1) + 1) * PAGE_BYTES)
+
+    @staticmethod
+    def ftruncate(file: MapFile, _size: int) -> None:
+        """To nothing."""
+        assert file.pages is not None
+        file.check()
+        file.pages.truncate()
+
+    @staticmethod
+    def close(_file: MapFile) -> None:
+        """Nothing is left of it."""
 
 
 class Time:
@@ -144,7 +240,11 @@ class NoThreads:
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
-    def shutdown(self) -> None:
+    def silent_s(self) -> float:
+        """No disk hangs."""
+        return 0.0
+
+    def shutdown(self, **_: bool) -> None:
         """Nothing is left of it."""
 
 

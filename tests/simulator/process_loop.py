@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .clock import MS
+from .disk import Disk
+from .history import Violation
 from .node_loop import NodeLoop
 from .sockets import Socket
 
 if TYPE_CHECKING:
     from .data_process import DataProcess
 
-_ALL = 1 << 62
 _Callback = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
@@ -28,7 +29,8 @@ class ProcessLoop(NodeLoop):
         self._readers: dict[int, _Callback] = {}
         self._writers: dict[int, _Callback] = {}
         self._woken: set[int] = set()
-        self.synced_until = _ALL  # by an fdatasync; in a thread, what was written before it was started
+        # By an fdatasync in a thread: of each disk what was written before it was started.
+        self.synced_until: dict[Disk, int] = {}
 
     def _call(self, do: Callable[..., Any], *args: Any) -> None:
         """It runs; an exception that escapes it is a bug."""
@@ -146,17 +148,19 @@ class ProcessLoop(NodeLoop):
     def run_in_executor(self, _executor: Any, func: Any, *args: Any) -> "asyncio.Future[Any]":  # type: ignore[override]
         """It does so in a while, and is heard of later."""
         future = self.create_future()
-        began = self.process.host.disk.written
+        began = {disk: disk.written for disk in self.process.host.disks}
         random, most_ns = self._world.random, self._world.flush_ns
 
         def work() -> None:
             self.synced_until = began
             try:
                 result, error = func(*args), None
+            except Violation:
+                raise
             except Exception as e:
                 result, error = None, e
             finally:
-                self.synced_until = _ALL
+                self.synced_until = {}
             self._actor.after(random.randrange(MS), self._call, tell, result, error)
 
         def tell(result: Any, error: Exception | None) -> None:

@@ -19,19 +19,23 @@ from stortrends_ha.dataplane import (
     link_socket,
     nbd_connection,
     nbd_server,
+    owner,
     owner_link,
     process,
     replica,
     report,
     roles,
+    throttle,
     watch,
 )  # fmt: skip
 from stortrends_ha.protocol import nbd_transmission
 from stortrends_ha.record import Record
-from stortrends_ha.replication import ordering, primary, resync, secondary, stream
-from stortrends_ha.storage import backing, state
+from stortrends_ha.replication import differences, ordering, primary, resync, secondary, stream
+from stortrends_ha.replication.session import Plan
+from stortrends_ha.storage import backing, map_file, state
 
 from . import kernel
+from .coverage import REGION_BLOCKS
 from .disk import BLOCK_BYTES
 from .history import Violation
 from .sockets import Socket
@@ -39,36 +43,75 @@ from .sockets import Socket
 BOUNDS = {
     "LINK_BACKLOG_BYTES": 4 * BLOCK_BYTES,
     "ORDER_REGION_BYTES": BLOCK_BYTES,
-    "COMPARE_BLOCK_BYTES": BLOCK_BYTES,
+    "COMPARE_BLOCK_BYTES": 2 * BLOCK_BYTES,
     "COMPARE_BLOCKS_IN_FLIGHT": 2,
     "WRITE_PIECE_BYTES": BLOCK_BYTES,
     "ZERO_PIECE_BYTES": 2 * BLOCK_BYTES,
     "LINK_BUFFER_BYTES": 1 << 15,
     "_ROOM_BYTES": 1 << 14,
     "_SHIFT": BLOCK_BYTES.bit_length() - 1,
+    "DIRTY_BLOCK_BYTES": BLOCK_BYTES,
+    "INTENT_REGION_BYTES": REGION_BLOCKS * BLOCK_BYTES,
+    "INTENT_REGIONS": 4,
+    "INTENT_AHEAD": 2,
+    "RESYNC_FLUSH_BYTES": 3 * BLOCK_BYTES,
+    "CHECKPOINT_S": 0.5,
+    "TICK_S": 0.05,
+    "_BLOCK_SHIFT": BLOCK_BYTES.bit_length() - 1,
+    "_REGION_SHIFT": (REGION_BLOCKS * BLOCK_BYTES).bit_length() - 1,
+    "_BLOCKS": REGION_BLOCKS,
 }
-STATE_DIR = Path("/nowhere")
-_BOUNDED = (link_socket, nbd_transmission, ordering, primary, resync, secondary, stream)
+_BOUNDED = (
+    differences, link_socket, nbd_transmission, ordering, owner, primary, replica, resync, secondary, stream, throttle
+)  # fmt: skip
+
+
+class _Nowhere(type(Path())):  # type: ignore[misc]
+    """A folder that need not be made."""
+
+    def mkdir(self, *_: Any, **__: Any) -> None:
+        """It is there."""
+
+
+STATE_DIR: Path = _Nowhere("/nowhere")
 
 
 class Replica(replica.Replica):
     """The production one; what makes a copy count is checked first."""
 
-    def begin_to_lead(self, record: Record, forced: bool, clears_loss: bool) -> None:
-        """See there."""
-        running = kernel.running()
-        running.world.checks.leads(running.host, record, clears_loss=clears_loss)
-        if not record.alone:
-            running.host.cached_epoch = record.epoch
-        super().begin_to_lead(record, forced, clears_loss)
+    def why_not_lead(self, record: Record, forced: bool, clears_loss: bool) -> str:
+        """See there; if nothing is said, it is about to lead."""
+        if not (reason := super().why_not_lead(record, forced, clears_loss)):
+            running = kernel.running()
+            running.world.checks.leads(running.host, record, clears_loss=clears_loss)
+            if not record.alone:
+                running.host.cached_epoch = record.epoch
+                running.host.forget()
+        return reason
 
-    def begin_to_follow(self, lineage: str, full: bool) -> None:
+    def begin_to_follow(self, lineage: str, plan: Plan, fill: str) -> None:
         """See there."""
         running = kernel.running()
         running.host.cached_epoch = max(running.host.cached_epoch, running.epoch)
-        if full:
+        if plan is Plan.SYNC:
             running.world.checks.overwrites(running.host)
-        super().begin_to_follow(lineage, full)
+        if fill:
+            running.world.checks.fills(running.host)
+        super().begin_to_follow(lineage, plan, fill)
+
+    def synced(self) -> None:
+        """See there."""
+        kernel.running().host.forget()
+        super().synced()
+
+
+class Resync(resync.Resync):
+    """The production one; what it is about is checked."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        running = kernel.running()
+        running.world.checks.resyncs(running.host, self._todo)
 
 
 class Roles(roles.Roles):
@@ -125,6 +168,7 @@ class StateFile(state.StateFile):
         running.point()
         running.world.trace.say(f"{running.name} data", "state:", state)
         running.host.state = state
+        running.world.coverage.changed()
         running.point()
 
 
@@ -145,13 +189,15 @@ def _bug(loop: Any, context: dict[str, Any]) -> None:
 _REPLACED: list[tuple[Any, str, Any]] = [
     (backing, "os", kernel.Os),
     (backing, "_fallocate", kernel.fallocate),
-    (backing, "_identity", lambda file: file.host.disk.identity),
-    (backing, "_open", lambda *_, **__: kernel.File()),
+    (backing, "_identity", lambda file: file.disk.identity),
+    (backing, "_open", lambda volume, *_, **__: kernel.File(volume)),
+    (backing, "mount_identity", lambda file: f"mount {file.host.mounts}"),
     (follower, "LinkSocket", LinkSocket),
     (follower, "Secondary", Secondary),
     (follower, "tcp_listener", _listener),
     (follower, "tcp_obstacle", lambda *_: ""),
     (gated, "time", kernel.Time),
+    (map_file, "os", kernel.MapOs),
     (nbd_server, "Connection", Connection),
     (nbd_server, "Negotiation", Negotiation),
     (nbd_server, "select", SimpleNamespace(poll=kernel.Poll, POLLRDHUP=select.POLLRDHUP)),
@@ -161,10 +207,13 @@ _REPLACED: list[tuple[Any, str, Any]] = [
     (owner_link, "time", kernel.Time),
     (process, "Roles", Roles),
     (report, "_LOOK_S", 0.5),
+    (replica, "DiskThreads", kernel.NoThreads),
     (replica, "StateFile", StateFile),
     (replica, "ThreadPoolExecutor", kernel.NoThreads),
     (replica, "uuid", SimpleNamespace(uuid4=kernel.new_lineage)),
     (state, "BOOT_ID", _BootId),
+    (stream, "Resync", Resync),
+    (throttle, "time", kernel.Time),
     (watch, "die", _bug),
 ]
 _REPLACED += [(module, name, value) for module in _BOUNDED for name, value in BOUNDS.items() if hasattr(module, name)]

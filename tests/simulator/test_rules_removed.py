@@ -4,8 +4,10 @@ What a rule is for is only known when its absence is seen. If one of these fails
 blind to that rule, or something else keeps it, too: then say so here, and take that out as well.
 """
 
+import inspect
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,13 +20,21 @@ from stortrends_ha.cluster.phases import PROMISING, Phase
 from stortrends_ha.cluster.view import Saved, View
 from stortrends_ha.dataplane.owner import Owner
 from stortrends_ha.dataplane.owner_link import OwnerLink
+from stortrends_ha.dataplane.replica import Replica
 from stortrends_ha.protocol import link as wire
+from stortrends_ha.protocol.nbd_transmission import OP_WRITE, Change
 from stortrends_ha.record import Record
-from stortrends_ha.replication import session
+from stortrends_ha.replication import resync, session
+from stortrends_ha.replication.block_map import BlockMap
+from stortrends_ha.replication.differences import Differences
 from stortrends_ha.replication.gate import FOREVER_NS, Gate
+from stortrends_ha.replication.ordering import RegionsInFlight
 from stortrends_ha.replication.primary import Primary
+from stortrends_ha.replication.window import AllFlushed, Entry
 from stortrends_ha.replication.write_through import UNLIMITED, WriteThrough
+from stortrends_ha.storage.map_file import MapFile
 
+from .disk import BLOCK_BYTES
 from .history import Violation
 from .run import RunFailed, run
 
@@ -163,6 +173,102 @@ def answers_without_the_ack(patch: Patch) -> None:
     patch.setattr(Primary, "submit", mutant)
 
 
+def flushes_without_the_peer(patch: Patch) -> None:
+    """Rule 1: a flush is answered when the own disk has ended it."""
+    flushed = Primary._flushed
+
+    def mutant(self: Primary, number: int, local: bool) -> None:
+        if local:
+            self._flushes[number].peer = True
+            flushed(self, number, local)
+
+    patch.setattr(Primary, "_flushed", mutant)
+    patch.setattr(Primary, "_send_flushes", lambda self, _link: self._flushes_unsent.clear())
+
+
+def flushes_without_the_own_disk(patch: Patch) -> None:
+    """Rule 1: a flush is answered when the peer has ended it."""
+    flushed = Primary._flushed
+
+    def mutant(self: Primary, number: int, local: bool) -> None:
+        if not local or self._alone:
+            self._flushes[number].local = True
+            flushed(self, number, local)
+
+    patch.setattr(Primary, "_flushed", mutant)
+
+
+def answers_what_was_held(patch: Patch) -> None:
+    """Rule 2: when the link is lost, what waits is answered instead of held."""
+    close_session = Primary.close_session
+
+    def mutant(self: Primary) -> None:
+        close_session(self)
+        self._unsent.clear()
+        if not self._alone and self.acked < self.issued and not self.failed:
+            self._acknowledged(self.issued)
+
+    patch.setattr(Primary, "close_session", mutant)
+
+
+def does_not_say_that_it_lost_its_cache(patch: Patch) -> None:
+    """Rule 3: a secondary whose host restarted goes on as if it had all that it acknowledged."""
+    hello = Replica.hello
+    patch.setattr(Replica, "hello", lambda *arguments, **named: replace(hello(*arguments, **named), lost_cache=False))
+
+
+def forgets_the_far_regions_of_a_change(patch: Patch) -> None:
+    """Rule 5: a read waits only for changes that begin in one of its regions."""
+    patch.setattr(RegionsInFlight, "_note_long", lambda *_: None)
+
+
+def sends_the_window_in_another_order(patch: Patch) -> None:
+    """Rule 7: the changes of a batch that is sent again are in another order."""
+    send_from_store = Primary._send_from_store
+
+    def mutant(self: Primary, link: Any, entry: Entry) -> None:
+        changes = entry.changes
+        entry.changes = changes[::-1]
+        send_from_store(self, link, entry)
+        entry.changes = changes
+
+    patch.setattr(Primary, "_send_from_store", mutant)
+
+
+def copies_a_block_as_it_was(patch: Patch) -> None:
+    """Rule 7: a resync copies a block as it was when it was compared, not as it is at its place in the stream."""
+    compare, put = Primary.compare, Primary.put
+    blocks: dict[tuple[Primary, int, int], bytes] = {}
+
+    def mutant_compare(self: Primary, volume: int, offset: int, length: int, digest: bytes) -> None:
+        content = bytes(self._stores[volume].read(offset, length))
+        for at in range(0, length, BLOCK_BYTES):
+            blocks[self, volume, offset + at] = content[at : at + BLOCK_BYTES]
+        compare(self, volume, offset, length, digest)
+
+    def mutant_put(self: Primary, volume: int, op: int, offset: int, length: int, data: Any) -> None:
+        put(self, volume, op, offset, length, blocks.pop((self, volume, offset), data) if op == OP_WRITE else data)
+
+    patch.setattr(Primary, "compare", mutant_compare)
+    patch.setattr(Primary, "put", mutant_put)
+
+
+def ends_a_sync_without_a_flush(patch: Patch) -> None:
+    """Rule 9: the secondary counts as synced before what was copied is stable on it."""
+    patch.setattr(Primary, "flush_everywhere", lambda _self, _volume, done: done())
+
+
+def adds_a_peer_that_answers_do_not_wait_for(patch: Patch) -> None:
+    """Rule 9: the secondary is joinable while answers do not wait for it yet."""
+    patch.setattr(Primary, "resync_copied", lambda _: None)
+    patch.setattr(Primary, "joinable", property(lambda self: self._synced and self._link is not None))
+
+
+def takes_without_bound(patch: Patch) -> None:
+    """Rule 15: the window is never full."""
+    patch.setattr(Primary, "full", property(lambda _: False))
+
+
 def reads_what_is_in_flight(patch: Patch) -> None:
     """Rule 5: a read returns what the secondary may lack."""
     patch.setattr(Primary, "in_flight", lambda *_: False)
@@ -226,9 +332,89 @@ def claims_before_it_owns(patch: Patch) -> None:
     patch.setitem(Group._STEPS, Phase.STANDING, mutant)
 
 
+def writes_before_the_region_is_logged(patch: Patch) -> None:
+    """Rule 8: a change does not wait until its region is durably in the log."""
+
+    def mutant(self: Primary, volume: int, changes: list[Change], _then: Callable[[], None]) -> bool:
+        self._differences[volume].log(changes, lambda: None)
+        return True
+
+    patch.setattr(Primary, "logged", mutant)
+
+
+def checkpoints_without_the_secondary(patch: Patch) -> None:
+    """Rule 8: a region leaves the log when the owner has flushed."""
+    flush = Primary.flush
+
+    def mutant(self: Primary, client: Any, volume: int, replies: list[bytes], *, everywhere: bool = False) -> None:
+        if isinstance(client, AllFlushed) and client._volumes == 1 and not self._ending:
+            self._stores[volume].start_flush(lambda: client.answer(b""))
+        else:
+            flush(self, client, volume, replies, everywhere=everywhere)
+
+    patch.setattr(Primary, "flush", mutant)
+
+
+def checkpoints_by_the_dirty_map_while_joining(patch: Patch) -> None:
+    """Rule 8: a region leaves the log for the dirty map, which is given up when the secondary is added."""
+    checkpoint = Primary.checkpoint
+
+    def mutant(self: Primary) -> None:
+        late, self._late = self._late, False
+        checkpoint(self)
+        self._late = late
+
+    patch.setattr(Primary, "checkpoint", mutant)
+
+
+def loads_what_is_only_cached(patch: Patch) -> None:
+    """Rule 8: what a killed process has not made durable counts as if it had."""
+    write = MapFile.write
+
+    def mutant(self: MapFile, pages: Any, *, durable: bool) -> None:
+        if inspect.stack()[1].function != "_open":
+            write(self, pages, durable=durable)
+
+    patch.setattr(MapFile, "write", mutant)
+
+
+def does_not_ask_what_the_secondary_knows(patch: Patch) -> None:
+    """Rule 9: a resync is about what the owner knows."""
+    patch.setattr(Differences, "doubt", lambda _self, _ranges: None)
+
+
+def does_not_compare_what_is_doubtful(patch: Patch) -> None:
+    """Rule 9: a resync is about the dirty map."""
+    todo = resync._todo
+
+    def mutant(store: Any, differences: Differences) -> BlockMap:
+        differences.doubtful.clear()
+        return todo(store, differences)
+
+    patch.setattr(resync, "_todo", mutant)
+
+
+def takes_blocks_for_clean_before_they_are_flushed(patch: Patch) -> None:
+    """Rule 9: a block that was put on the stream is clean."""
+
+    def mutant(self: resync.Resync) -> None:
+        for differences, todo in zip(self._differences, self._todo, strict=True):
+            differences.begin_flush()
+            differences.clean(todo)
+
+    patch.setattr(resync.Resync, "flush", mutant)
+
+
+def takes_lost_maps_for_empty(patch: Patch) -> None:
+    """Rule 9: nothing differs if a map is lost."""
+    open_ = MapFile._open
+    patch.setattr(MapFile, "_open", lambda self, _expected: open_(self, False))
+
+
 # What the simulator says when the rule is missing, and seeds that have said so. Another change of the simulator may
 # draw other events from them; then all others are tried.
 _WRONG_ANSWER = r"was answered with|may answer clients|was lost before|went back"
+_DIFFER = _WRONG_ANSWER + "|rules 8 and 9|the replicas differ"
 RULES: list[tuple[Callable[[Patch], None], str, tuple[int, ...]]] = [
     (goes_on_alone_without_asking, _WRONG_ANSWER, (64, 144)),
     (owns_without_its_cache, r"rule 3", (2,)),
@@ -250,6 +436,24 @@ RULES: list[tuple[Callable[[Patch], None], str, tuple[int, ...]]] = [
     (acts_before_the_record_is_saved, r"has not saved", (0, 1)),
     (leads_at_once_after_a_start, _WRONG_ANSWER, (12,)),
     (claims_before_it_owns, r"rule 12", (0, 1)),
+    (flushes_without_the_peer, _DIFFER, (0,)),
+    (flushes_without_the_own_disk, _DIFFER, (2,)),
+    (answers_what_was_held, _WRONG_ANSWER, (0,)),
+    (does_not_say_that_it_lost_its_cache, _DIFFER, (79,)),
+    (forgets_the_far_regions_of_a_change, _WRONG_ANSWER + "|rule 1", (1,)),
+    (sends_the_window_in_another_order, _DIFFER, (72,)),
+    (copies_a_block_as_it_was, _DIFFER, (0,)),
+    (ends_a_sync_without_a_flush, _DIFFER, (0,)),
+    (adds_a_peer_that_answers_do_not_wait_for, r"not all is well|has not helped|is not any more", (0,)),
+    (takes_without_bound, r"rule 15", (0,)),
+    (writes_before_the_region_is_logged, _DIFFER, (0,)),
+    (checkpoints_without_the_secondary, _DIFFER, (0,)),
+    (checkpoints_by_the_dirty_map_while_joining, _DIFFER, (7,)),
+    (loads_what_is_only_cached, _DIFFER, (0,)),
+    (does_not_ask_what_the_secondary_knows, _DIFFER, (16,)),
+    (does_not_compare_what_is_doubtful, _DIFFER, (0,)),
+    (takes_blocks_for_clean_before_they_are_flushed, _DIFFER, (0,)),
+    (takes_lost_maps_for_empty, _DIFFER, (14,)),
 ]
 
 

@@ -13,6 +13,7 @@ from .chaos import Chaos
 from .checks import Checks
 from .clients import Client
 from .clock import MS, Clock, S
+from .coverage import Coverage
 from .disk import BLOCK_BYTES
 from .history import History, Violation
 from .host import Host
@@ -25,6 +26,7 @@ NAMES = ("node-a", "node-b")
 _LINK_PORT, _METRICS_PORT = 7789, 9754
 _WELL_WITHIN_NS = 40 * S
 _QUIET_NS = 8 * S
+_POWER_SHARE = 0.2  # of runs at whose end both lose power
 
 
 class World:
@@ -41,10 +43,11 @@ class World:
         self.count: Counter[str] = Counter()
         self.kind = random.choice(("witness", "witness", "witness", "fencing", "manual"))
         self._choose_sizes()
+        self.coverage = Coverage(self)
         self.cluster = self._cluster()
         self.network = Network(self.clock, random)
         self.arbiter = Arbiter(self.clock, random, self.network, self.trace)
-        self.history = History(self.blocks)
+        self.history = History(self.blocks * len(self.volumes))
         self.checks = Checks(self)
         self.arbiter.granted = self._granted
         self.first_record = Record(1, random.choice(NAMES), ())
@@ -54,12 +57,15 @@ class World:
         self.loops: list[NodeLoop] = []
         self.split_by_force = False
         self.quiet = False
-        self.clients = [Client(self, number) for number in range(random.choice((1, 2, 3)))]
+        clients = max(len(self.volumes), random.choice((1, 2, 3)))
+        self.clients = [Client(self, number) for number in range(clients)]
         self.chaos = Chaos(self, steps)
 
     def _choose_sizes(self) -> None:
         random = self.random
-        self.blocks = random.choice((2, 3, 5))
+        self.blocks = random.choice((3, 6, 8, 11))  # of each volume
+        self.volumes = random.choice((("v",), ("v",), ("v", "w")))
+        self.caches = [random.choice(("mirrored", "mirrored", "mirrored", "never", "always")) for _ in self.volumes]
         self.paths = random.choice((1, 2, 2))
         self.drift = random.choice((0.0, 0.001, 0.045, 0.045))
         interval_s = random.choice((0.1, 0.2))
@@ -81,17 +87,27 @@ class World:
         self.link_delay_ns = random.choice((2 * MS, 2 * MS, 20 * MS, 100 * MS))
         self.socket_bytes = random.choice((700, 8 * BLOCK_BYTES, 1 << 20))  # that a socket takes before it is read
         self.cut_share = random.choice((0.0, 0.1, 0.5))  # of what is read from a socket in pieces
-        self.think_ns = random.choice((20 * MS, 100 * MS, 600 * MS))
+        self.think_ns = random.choice((200 * MS, 500 * MS, 1200 * MS))
 
     def _cluster(self) -> Cluster:
         random = self.random
         nodes = {name: Node(name, name, STATE_DIR, Address(name, _METRICS_PORT)) for name in NAMES}
-        cache = random.choice(("mirrored", "mirrored", "mirrored", "never"))
-        backing = dict.fromkeys(NAMES, STATE_DIR / "v")
-        volumes = (Volume("v", backing, self.blocks * BLOCK_BYTES, cache=cache),)
+        volumes = tuple(
+            Volume(name, dict.fromkeys(NAMES, STATE_DIR / name), self.blocks * BLOCK_BYTES, cache=cache)
+            for name, cache in zip(self.volumes, self.caches, strict=True)
+        )
         group = Group(GROUP, NAMES[0], Address("", self.nbd_port), {}, dict.fromkeys(NAMES, _LINK_PORT), volumes)
-        limits = Limits(window_changes=random.choice((3, 1000)), link_timeout_s=random.choice((0.8, 1.5, 3.0)))
+        limits = Limits(
+            window_changes=random.choice((3, 1000)),
+            window_bytes=random.choice((4 * BLOCK_BYTES, 1 << 20)),
+            link_timeout_s=random.choice((0.8, 1.5, 3.0)),
+            resync_min_rate=random.choice((16 * BLOCK_BYTES, 1 << 24)),
+        )
         return Cluster("c", nodes, {GROUP: group}, limits)
+
+    def cache_of(self, block: int) -> str:
+        """How the volume of a block is cached."""
+        return self.caches[block // self.blocks]
 
     def new_number(self) -> int:
         """Of a socket or a task: also their hash, so that sets of them are in the same order in each run."""
@@ -116,6 +132,17 @@ class World:
         if not self.clock.run_until(self.is_well, self.clock.now_ns + _WELL_WITHIN_NS):
             self._override()
         self.quiet = True
+        self._come_to_rest()
+        if self.random.random() < _POWER_SHARE:
+            self.count["power of both at the end"] += 1
+            for host in self.hosts:
+                host.power_off()
+                self.clock.after(self.random.randrange(2 * S), host.boot)
+            if not self.clock.run_until(self.is_well, self.clock.now_ns + _WELL_WITHIN_NS):
+                raise Violation(f"both lost power when all was well, and not all is well again: {self.state()}")
+            self._come_to_rest()
+
+    def _come_to_rest(self) -> None:
         self.clock.run_until(lambda: False, self.clock.now_ns + _QUIET_NS)
         for _ in range(2):  # there may be a failback
             self.clock.run_until(self.is_well, self.clock.now_ns + _QUIET_NS)
@@ -182,11 +209,11 @@ class World:
     def _check_end(self) -> None:
         if not self.is_well():
             raise Violation(f"all was well, and is not any more without any fault: {self.state()}")
-        ours, theirs = (host.disk.values() for host in self.hosts)
+        ours, theirs = (host.values() for host in self.hosts)
         if ours != theirs:
             raise Violation(f"the replicas differ: {ours} and {theirs}")
-        owner = self.owner()
-        self.history.end(self.history.begin("read", 0, self.blocks), owner.disk.values(), 0)
+        self.history.end(self.history.begin("read", 0, len(ours)), ours, 0)
+        self.checks.knows_of_no_difference()
 
     def state(self) -> str:
         """Of everything, for people."""

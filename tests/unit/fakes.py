@@ -4,13 +4,17 @@ And the layouts of NBD requests and replies, written out independently of the co
 """
 
 import struct
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from stortrends_ha.errors import StorageError
 from stortrends_ha.protocol import link as wire
 from stortrends_ha.protocol.link import Frame, Kind
 from stortrends_ha.protocol.nbd_transmission import OP_WRITE, Change
+from stortrends_ha.replication import differences as differences_module
+from stortrends_ha.replication.block_map import BlockMap
+from stortrends_ha.replication.differences import Differences, blocks_of
 from stortrends_ha.replication.interfaces import Buffer
 
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS = range(8)
@@ -92,6 +96,50 @@ class MemoryStore:
     def _check(self) -> None:
         if self.broken:
             raise StorageError("volume v: the disk is broken")
+
+
+class MemoryMap:
+    """The file of a map, in memory. Its writes end in their order: at once, or when ``end_writes`` is called."""
+
+    def __init__(self, at_once: bool = True) -> None:
+        self.at_once = at_once
+        self.pages: dict[int, bytes] = {}  # what a death of the process leaves
+        self.stable: dict[int, bytes] = {}  # what a loss of power leaves
+        self.pending: deque[tuple[dict[int, bytes], bool, Callable[[], None]]] = deque()
+
+    def start_write(self, pages: Mapping[int, bytes], *, durable: bool, done: Callable[[], None]) -> None:
+        """See ``MapWriter``."""
+        self.pending.append((dict(pages), durable, done))
+        if self.at_once:
+            self.end_writes()
+
+    def end_writes(self, count: int = 1 << 30) -> None:
+        """The oldest writes that are under way end."""
+        while self.pending and count:
+            pages, durable, done = self.pending.popleft()
+            self.pages |= pages
+            if durable:
+                self.stable = dict(self.pages)
+            count -= 1
+            done()
+
+    def load(self, blocks: int, *, power_lost: bool = False) -> BlockMap:
+        """What a start after a death finds."""
+        return BlockMap.load(blocks, self.stable if power_lost else self.pages)
+
+
+def no_differences(size_bytes: int) -> Differences:
+    """Of a new volume, with files that are written at once."""
+    return load_differences(size_bytes, MemoryMap(), MemoryMap())
+
+
+def load_differences(size_bytes: int, intents: MemoryMap, dirty: MemoryMap, *, power_lost: bool = False) -> Differences:
+    """What a start finds in these files."""
+    module: Any = differences_module  # tests make both smaller there
+    regions = blocks_of(size_bytes, module.INTENT_REGION_BYTES)
+    blocks = blocks_of(size_bytes, module.DIRTY_BLOCK_BYTES)
+    found = intents.load(regions, power_lost=power_lost), dirty.load(blocks, power_lost=power_lost)
+    return Differences(size_bytes, *found, intents, dirty)
 
 
 class MemoryLink:

@@ -55,6 +55,8 @@ def status(node: str = "node-a", **changes: Any) -> dict[str, Any]:
                 "uri": "nbd://192.168.100.11:10809/vm-a",
                 "size_bytes": 1 << 30,
                 "in_flight": 31,
+                "intent_regions": 0,
+                "dirty_bytes": 0,
                 "rates": {"read_iops": 120.4, "read_mib_s": 0.5, "write_iops": 71823.0, "write_mib_s": 280.6},
             }
         },
@@ -69,6 +71,12 @@ def status(node: str = "node-a", **changes: Any) -> dict[str, Any]:
         "heartbeats": [path("10.0.0.1:7800"), path("10.1.0.1:7800")],
         "groups": {"rg-a": group},
     }
+
+
+RESYNC = {
+    "done_bytes": 1 << 28, "total_bytes": 1 << 30, "copied_bytes": 1 << 27, "rate": 96.0 * (1 << 20),
+    "why": "the link is full",
+}  # fmt: skip
 
 
 def path(own: str) -> dict[str, Any]:
@@ -129,12 +137,30 @@ def test_what_is_held_is_said_in_words(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_a_refused_link_and_a_resync_are_said_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     link = status()["groups"]["rg-a"]["link"] | {"state": "refused", "why": "node-b is of cluster other"}
-    resync = {"done_bytes": 1 << 28, "total_bytes": 1 << 30}
-    text = page(capsys, status(state="syncing", why="", link=link, resync=resync))
+    text = page(capsys, status(state="syncing", why="", link=link, resync=RESYNC))
     assert "rg-a on node-a is syncing.\n" in text
     assert "The link of rg-a from node-a to node-b is refused: node-b is of cluster other.\n" in text
-    assert "The resync of rg-a has done 256 MiB of 1 GiB.\n" in text
-    assert "25%" in text
+    assert "The resync of rg-a: the link is full.\n" in text
+    assert "rg-a node-b █████░░░░░░░░░░░░░░░ 25% 256 MiB of 1 GiB 96 MiB/s 8 s" in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_resync_that_does_not_go_on_has_no_end_in_sight_and_is_not_all_done(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    still = RESYNC | {"done_bytes": 1023 << 20, "rate": 0.0}
+    text = page(capsys, status(resync=still))
+    assert "99% 1023 MiB of 1 GiB 0 B/s -" in " ".join(text.split())
+    assert "100%" in page(capsys, status(resync=still | {"done_bytes": 1 << 30}))
+
+
+def test_what_an_absent_node_lacks_and_what_a_crash_would_cost_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    seen = status()
+    seen["groups"]["rg-a"]["volumes"]["vm-a"]["dirty_bytes"] = 3 << 30
+    seen["groups"]["rg-a"]["volumes"]["vm-a"]["intent_regions"] = 3
+    assert below(capsys, seen) == "node-b lacks 3 GiB of rg-a, which is copied when it is back."
+    words = "rg-a has 3 regions (12 MiB) in its intent log, to be compared after a crash."
+    assert below(capsys, seen, verbose=True).endswith(words)
 
 
 def test_who_owns_and_who_is_in_sync_is_shown_as_each_node_knows_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,7 +53,7 @@ def test_changes_are_known_by_their_header_alone() -> None:
     assert parse(header) == (Kind.CHANGES, 3, 42, 1 << 20, b"")
 
 
-@pytest.mark.parametrize("kind", [0, 16, 99, 255])
+@pytest.mark.parametrize("kind", [0, 17, 99, 255])
 def test_unknown_kind_is_refused(kind: int) -> None:
     with pytest.raises(ProtocolError, match=f"unknown kind {kind}"):
         parse(raw(kind))
@@ -125,6 +125,31 @@ def test_connections_of_clients_come_back_and_of_too_many_as_many_as_a_frame_hol
 def test_connections_that_are_none_are_refused(endpoints: object) -> None:
     with pytest.raises(ProtocolError):
         wire.decode_clients(json.dumps({"endpoints": endpoints}).encode())
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3999, 4000, 4001, 9000])
+def test_regions_come_back_in_order_in_frames_that_are_not_too_long(count: int) -> None:
+    ranges = [(n << 22, min(1 << 22, n + 1)) for n in range(count)]
+    found = list[tuple[int, int]]()
+    for data in wire.encode_regions(EPOCH, 3, ranges):
+        [frame] = frames_of(data)
+        assert (frame.kind, frame.volume, frame.length <= LINK_FRAME_BYTES) == (Kind.REGIONS, 3, True)
+        assert frame.payload  # one without any is the end
+        found += wire.decode_regions(frame.payload)
+    assert found == ranges
+
+
+@pytest.mark.parametrize("blank", [False, True])
+def test_end_of_the_regions_has_none_and_says_whether_there_is_nothing(blank: bool) -> None:
+    data = wire.end_of_regions(EPOCH, blank)
+    assert data == raw(16, seq=int(blank))
+    assert wire.decode_regions(frames_of(data)[0].payload) == []
+
+
+@pytest.mark.parametrize("length", [1, 8, 15, 17, 31])
+def test_regions_of_the_wrong_length_are_refused(length: int) -> None:
+    with pytest.raises(ProtocolError):
+        wire.decode_regions(bytes(length))
 
 
 @pytest.mark.parametrize("length", [0, 12, 13, 14, 43, 45, 100])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from unittest.mock import patch
 
 import pytest
-from fakes import TRIM, WRITE, WRITE_ZEROES, MemoryClient, MemoryLink, MemoryStore, request
+from fakes import TRIM, WRITE, WRITE_ZEROES, MemoryClient, MemoryLink, MemoryStore, no_differences, request
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +23,7 @@ from stortrends_ha.protocol.nbd_transmission import Decoder, Geometry
 from stortrends_ha.replication import secondary as secondary_module
 from stortrends_ha.replication.primary import Primary
 from stortrends_ha.replication.secondary import Secondary
+from stortrends_ha.replication.session import Plan
 
 EPOCH = 3
 SIZES = (4096, 1000)
@@ -288,9 +289,14 @@ def owner() -> tuple[Primary, MemoryLink, list[StorageError]]:
     stores = [MemoryStore(size) for size in SIZES]
     for store in stores:
         store.data[:] = b"x" * len(store.data)
-    primary = Primary(stores, EPOCH, alone=True, window_changes=1000, window_bytes=1 << 20, failed=failures.append)
+    differences = [no_differences(size) for size in SIZES]
+    primary = Primary(
+        stores, differences, EPOCH, alone=True, window_changes=1000, window_bytes=1 << 20, failed=failures.append
+    )
     link = MemoryLink()
-    primary.open_session(link, full=True)
+    primary.open_session(link, Plan.SYNC, compare=True, fill=lambda: None)
+    end = wire.end_of_regions(EPOCH, blank=False)
+    primary.receive(memoryview(end), len(end))
     stream = b"".join(request(WRITE, n, n, payload=b"abc") for n in range(5))
     client = MemoryClient()
     primary.submit(client, 0, Decoder(Geometry(SIZES[0])).decode(memoryview(stream), len(stream)), memoryview(stream))
@@ -306,6 +312,14 @@ results = st.builds(
     st.one_of(st.sampled_from(SIZES), st.integers(0, 5000)),
     st.booleans(),
 )
+regions = st.builds(
+    lambda volume, seq, ranges: wire.frame(
+        Kind.REGIONS, EPOCH, seq, volume, b"".join(n.to_bytes(8) for each in ranges for n in each)
+    ),
+    st.sampled_from([0, 1, 2, 65535]),
+    st.integers(0, 2),
+    st.lists(st.tuples(*[st.one_of(st.integers(0, 5000), st.integers(0, 2**64 - 1))] * 2), max_size=3),
+)
 owner_noise = st.lists(
     st.one_of(
         st.builds(lambda seq: wire.frame(Kind.ACK, EPOCH, seq), st.integers(0, 7)),
@@ -315,6 +329,7 @@ owner_noise = st.lists(
             st.integers(0, 2),
         ),
         results,
+        regions,
         headers,
         st.binary(max_size=40),
     ),

@@ -8,7 +8,7 @@ import os
 import random
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,7 +27,9 @@ from fakes import (
     TRIM,
     WRITE,
     WRITE_ZEROES,
+    MemoryMap,
     MemoryStore,
+    load_differences,
     request,
     simple_replies,
 )
@@ -59,6 +61,7 @@ from stortrends_ha.replication.gate import FOREVER_NS, Gate
 from stortrends_ha.replication.interfaces import Buffer
 from stortrends_ha.replication.primary import Primary
 from stortrends_ha.replication.secondary import Secondary
+from stortrends_ha.replication.session import Plan
 from stortrends_ha.storage.backing import Backing
 
 EPERM, EIO, EINVAL, ENOSPC, ENOTSUP = 1, 5, 22, 28, 95
@@ -484,6 +487,19 @@ class Loopback:
         self._deliver()
 
 
+class SoonMap(MemoryMap):
+    """Its writes end in a later turn of the event loop, as those of a thread, unless ``held``."""
+
+    def __init__(self) -> None:
+        super().__init__(at_once=False)
+        self.held = False
+
+    def start_write(self, pages: Mapping[int, bytes], *, durable: bool, done: Callable[[], None]) -> None:
+        super().start_write(pages, durable=durable, done=done)
+        if not self.held:
+            asyncio.get_running_loop().call_soon(self.end_writes)
+
+
 class Server:
     """An owner with a real file, in session with a secondary in memory."""
 
@@ -496,8 +512,11 @@ class Server:
         self.backing = Backing("vm-a", path, size, executor, self.failures.append)
         self.mirror = MemoryStore(size)
         self.mirror.flush_at_once = True
+        self.intents = SoonMap()
+        self.differences = load_differences(size, self.intents, MemoryMap())
         self.primary = Primary(
             [self.backing],
+            [self.differences],
             1,
             alone=False,
             window_changes=10_000,
@@ -507,7 +526,7 @@ class Server:
         self.link, self.answers = Loopback(), Loopback()
         secondary = Secondary([self.mirror], 1, self.answers, 1, lambda: None)
         self.link.receive, self.answers.receive = secondary.receive, self.primary.receive
-        self.primary.open_session(self.link, full=False)
+        self.primary.open_session(self.link, Plan.RESUME)
         self.gate = Gate(until_ns=FOREVER_NS)
         self.offer = HandshakeExport("vm-a", size, 1)
         self.export = Export(0, self.offer, Geometry(size), self.backing, executor, self.totals)
@@ -588,6 +607,37 @@ async def test_what_was_written_is_read_and_is_on_both_replicas(server: Server, 
     assert await client.simple(COOKIE, 5200) == bytes(96) + noise(5000) + bytes(104)
 
 
+@pytest.mark.parametrize("length", [1, 4096, 300_000])
+async def test_write_reaches_no_replica_before_the_log_has_it(server: Server, client: Client, length: int) -> None:
+    server.intents.held = True
+    await client.send(request(WRITE, 1, 4096, payload=noise(length)))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert server.intents.pending
+    assert not any(server.backing.read(4096, length))
+    assert not any(server.mirror.data)
+    server.intents.held = False
+    server.intents.end_writes()
+    await client.simple(1)
+    assert bytes(server.mirror.data[4096 : 4096 + length]) == noise(length) == server.backing.read(4096, length)
+
+
+async def test_who_disconnects_while_the_log_is_written_harms_nobody(server: Server) -> None:
+    gone, other = await server.connect(), await server.connect()
+    server.intents.held = True
+    await gone.send(request(WRITE, 1, 0, payload=b"x"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    gone.connection.close("the client has gone")
+    server.intents.held = False
+    server.intents.end_writes()
+    await other.send(request(WRITE, 2, 1, payload=b"y"))
+    await other.simple(2)
+    assert server.mirror.data[:2] == b"\0y"
+    for one in (gone, other):
+        one.writer.close()
+
+
 @pytest.mark.parametrize("length", [1, 4096, 256 << 10, (512 << 10) - 28, (512 << 10) - 27, 3 * MIB + 1])
 @pytest.mark.parametrize("flags", [0, DF])
 async def test_structured_read_is_one_chunk_that_covers_all_of_it(
@@ -660,7 +710,22 @@ async def test_client_that_takes_no_replies_makes_the_server_keep_few(server: Se
     other.writer.close()
 
 
-async def test_read_error_is_told_without_payload(server: Server, client: Client, structured: Client) -> None:
+async def test_read_error_is_not_told_while_the_other_node_has_the_data(server: Server, client: Client) -> None:
+    os.truncate(server.path, 0)
+    await client.send(request(READ, 1, 0, 4096))
+    async with asyncio.timeout(10):
+        while not server.failures:
+            await asyncio.sleep(0)
+    assert "shorter" in str(server.failures[0])
+    client.connection.close("")
+    assert await client.reader.read() == b""
+
+
+async def test_read_error_is_told_without_payload_if_nobody_else_has_the_data(
+    server: Server, client: Client, structured: Client
+) -> None:
+    server.primary.close_session()
+    server.primary.change_record(2, alone=True)
     os.truncate(server.path, 0)
     await client.send(request(READ, 1, 0, 4096))
     assert simple_replies(await client.reader.readexactly(16)) == [(EIO, 1)]

@@ -7,7 +7,7 @@ quick; some with the real ones.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from unittest.mock import patch
@@ -37,7 +37,7 @@ from hypothesis import strategies as st
 from stortrends_ha.limits import INPUT_BUFFER_BYTES, WRITE_PIECE_BYTES, WRITE_WHOLE_BYTES
 from stortrends_ha.protocol import nbd_transmission as nbd
 from stortrends_ha.protocol.link import Kind, changes_header
-from stortrends_ha.protocol.nbd_transmission import OP_WRITE, Change, Decoder, Geometry
+from stortrends_ha.protocol.nbd_transmission import OP_WRITE, Batch, Change, Decoder, Geometry
 from stortrends_ha.replication.secondary import Secondary
 
 ABUSIVE = 32 << 20
@@ -149,7 +149,9 @@ class Outcome:
 class Feeder:
     """Uses a decoder as a connection does, and a real secondary as the link does."""
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: Geometry, takes_back: Sequence[int] = ()) -> None:
+        """``takes_back``: how often each batch is taken back, before it is carried out."""
+        self.takes_back = iter(takes_back)
         self.decoder = Decoder(geometry)
         self.geometry = geometry
         self.seen = Outcome(bytearray(geometry.size_bytes))
@@ -182,6 +184,11 @@ class Feeder:
     def _decode(self, data: bytes) -> tuple[bool, int]:
         buffer = bytearray(data + b"\xaa" * 50)  # what follows in the buffer must not matter
         batch = self.decoder.decode(memoryview(buffer), len(data))
+        for _ in range(next(self.takes_back, 0)):
+            seen_first = contents(batch)
+            self.decoder.take_back()
+            batch = self.decoder.decode(memoryview(buffer), len(data))
+            assert contents(batch) == seen_first
         assert 0 <= batch.consumed <= len(data)
         assert not batch.more or batch.consumed
         assert len(batch.replies) == len(batch.changes)
@@ -223,8 +230,14 @@ class Feeder:
         assert self.mirror.applied == self.log
 
 
-def outcome(geometry: Geometry, pieces: Iterator[bytes]) -> Outcome:
-    feeder = Feeder(geometry)
+def contents(batch: Batch) -> dict[str, object]:
+    return {name: getattr(batch, name) for name in Batch.__slots__ if name != "frames"} | {
+        "frames": [bytes(frame) for frame in batch.frames]
+    }
+
+
+def outcome(geometry: Geometry, pieces: Iterator[bytes], takes_back: Sequence[int] = ()) -> Outcome:
+    feeder = Feeder(geometry, takes_back)
     for piece in pieces:
         if feeder.over:
             break
@@ -269,6 +282,37 @@ def test_any_pieces_are_the_same_as_at_once(geometry: Geometry, sent: list[Reque
     stream = b"".join(one.encoded for one in sent)
     with small_limits():
         assert outcome(geometry, cut(stream, cuts)) == outcome(geometry, iter([stream]))
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    geometries(SMALL),
+    conversations(SMALL),
+    st.lists(st.integers(0, 4000), max_size=12),
+    st.lists(st.integers(0, 2), min_size=1, max_size=40),
+)
+@example(Geometry(SMALL), [Request(WRITE, FUA, 1, 0, 500), Request(WRITE, 0, 2, 16, 500, 7)], [100, 300], [2] * 40)
+def test_what_waits_for_the_log_is_decoded_again_as_it_was(
+    geometry: Geometry, sent: list[Request], cuts: list[int], takes_back: list[int]
+) -> None:
+    stream = b"".join(one.encoded for one in sent)
+    with small_limits():
+        assert outcome(geometry, cut(stream, cuts), takes_back) == outcome(geometry, cut(stream, cuts))
+
+
+@pytest.mark.parametrize("flags", [0, FUA, NO_HOLE])
+def test_piece_of_a_long_zeroing_is_decoded_again_as_it_was(flags: int) -> None:
+    stream = memoryview(Request(WRITE_ZEROES, flags, 7, 5, 1000).encoded)
+    with patch.object(nbd, "ZERO_PIECE_BYTES", 300):
+        decoder, found, batch = Decoder(Geometry(SMALL)), list[tuple[int, int]](), Batch()
+        for turn in range(4):
+            batch = decoder.decode(stream, 0 if turn else len(stream))
+            decoder.take_back()
+            again = decoder.decode(stream, 0 if turn else len(stream))
+            assert contents(again) == contents(batch)
+            found += [(offset, length) for _, offset, length, _ in again.changes]
+    assert found == [(5, 300), (305, 300), (605, 300), (905, 100)]
+    assert [*batch.durable, *filter(None, batch.replies)] == [nbd.ok_reply((7).to_bytes(8))]
 
 
 LARGE = 2 << 20

@@ -16,6 +16,8 @@ import uvloop
 
 from stortrends_ha.errors import StartError
 from stortrends_ha.node.children import Child, Patience
+from stortrends_ha.node.messages import Status
+from stortrends_ha.node.process import DataProcess
 
 FAKE = Path(__file__).parent.parent / "fake_data_process.py"
 LOCK_FD = os.open("/dev/null", os.O_RDONLY)  # any descriptor will do as the node's lock
@@ -226,5 +228,62 @@ def test_a_process_without_a_report_yet_is_starting() -> None:
                 "starting",
                 "its data process is being started",
             )
+
+    run(test())
+
+
+# --- A process that does not end although it was killed, as it hangs in a system call -----------------
+
+
+class Heard:
+    """A listener."""
+
+    def __init__(self) -> None:
+        self.ends = 0
+
+    def reported(self, status: Status) -> None:
+        pass
+
+    def done(self, number: int, error: str) -> None:
+        pass
+
+    def ended(self) -> None:
+        self.ends += 1
+
+
+@contextlib.asynccontextmanager
+async def undead(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Child, int]]:
+    """A child that was killed in vain, and its pid."""
+    monkeypatch.setattr(DataProcess, "kill", lambda _: None)
+    child, heard = make("well", patience=Patience(killed_s=0.1, stop_s=60, restart_first_s=0.1)), Heard()
+    child.listener = heard
+    async with asyncio.timeout(30), running(child):
+        await reported(child)
+        pid = pid_of(child)
+        child.kill("its data process was killed, as it was silent")
+        await eventually(lambda: heard.ends == 1)
+        yield child, pid
+
+
+def test_a_process_that_cannot_be_killed_is_taken_for_ended_but_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with undead(monkeypatch) as (child, pid):
+            view = child.view()
+            assert (view.status, view.state, view.pid, view.restarts) == (None, "failed", pid, 0)
+            assert view.why.startswith("its data process was killed, as it was silent, and does not end, as it waits")
+            os.kill(pid, signal.SIGKILL)  # it ends after all
+            await replaced(child, pid)
+            await reported(child)
+            assert (child.view().state, child.view().restarts) == ("in-sync", 1)
+
+    run(test())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a subprocess still runs
+def test_stopping_does_not_wait_for_a_process_that_cannot_be_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with undead(monkeypatch) as (_, pid):
+            pass
+        os.kill(pid, signal.SIGKILL)  # it is there
 
     run(test())

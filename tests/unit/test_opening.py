@@ -14,13 +14,14 @@ from stortrends_ha.protocol.link import PREFACE, Kind
 from stortrends_ha.record import Record
 from stortrends_ha.replication import opening
 from stortrends_ha.replication.opening import Joined, Opened, Talk
-from stortrends_ha.replication.session import Hello
+from stortrends_ha.replication.session import Hello, Plan
 
 BOTH = Record(5, "node-a", ("node-a", "node-b"))
 ALONE = Record(5, "node-a", ("node-a",))
 OWNER = Hello(
     cluster="demo", group="rg-a", node="node-a", peer="node-b", protocols=(1, 1), software="0.1.0", record=BOTH,
-    volumes=(("vm-a", 4096),), lineage="abc", blank=False, lost_cache=False, needs_sync=False, unclean=False,
+    volumes=(("vm-a", 4096),), lineage="abc", blank=False, lost_cache=False, needs_sync=False, differs=False,
+    unknown=False, filling="", behind=False,
 )  # fmt: skip
 SECONDARY = replace(OWNER, node="node-b", peer="node-a")
 
@@ -43,10 +44,13 @@ class Side:
     def obstacle(self) -> str:
         return self.why_not
 
-    def begin(self, lineage: str, full: bool) -> None:
+    def new_filling(self) -> str:
+        return "f1"
+
+    def begin(self, lineage: str, plan: Plan, fill: str) -> None:
         if self.disk_is_full:
             raise StorageError("no space is left")
-        self.log.append(f"durable: {lineage}, {'full' if full else 'resume'}")
+        self.log.append(f"durable: {lineage}, {plan.value} {fill}".rstrip())
 
 
 @dataclass
@@ -104,18 +108,44 @@ def test_session_is_opened_when_the_secondary_has_made_durable_what_it_needs() -
     opened, joined, log = negotiate(Side(OWNER), Side(SECONDARY))
     assert isinstance(opened, Opened)
     assert isinstance(joined, Joined)
-    assert (opened.full, joined.full, joined.first, opened.protocol) == (False, False, 42, 1)
+    assert (opened.plan, opened.fill, joined.first, opened.protocol) == (Plan.RESUME, "", 42, 1)
+    assert (joined.plan, joined.fill) == (Plan.RESUME, "")
     assert log == ["owner: HELLO", "secondary: HELLO", "owner: OPEN", "durable: abc, resume"]
 
 
-def test_full_sync_lets_the_first_change_say_its_number() -> None:
-    owner, secondary = (
-        Side(replace(OWNER, record=ALONE)),
-        Side(replace(SECONDARY, record=ALONE, lineage="", blank=True)),
-    )
+def test_what_may_differ_is_made_equal_from_the_first_change_on_that_was_not_acknowledged() -> None:
+    for own, its in ((True, False), (False, True), (True, True)):
+        sides = Side(replace(OWNER, differs=own)), Side(replace(SECONDARY, differs=its))
+        opened, joined, log = negotiate(*sides)
+        assert opened.plan is joined.plan is Plan.RECONCILE
+        assert (joined.first, joined.fill) == (42, "")
+        assert log[-1] == "durable: abc, reconcile"
+
+
+def test_sync_lets_the_first_change_say_its_number() -> None:
+    opened, joined, log = negotiate(Side(replace(OWNER, record=ALONE)), Side(replace(SECONDARY, record=ALONE)))
+    assert opened.plan is joined.plan is Plan.SYNC
+    assert (opened.fill, joined.fill, joined.first) == ("", "", 0)
+    assert log[-1] == "durable: abc, sync"
+
+
+@pytest.mark.parametrize(
+    "change", [{"lineage": "", "blank": True}, {"unknown": True}, {"filling": "f0"}], ids=str
+)  # fmt: skip
+def test_copying_of_everything_has_a_new_name_on_both(change: dict[str, Any]) -> None:
+    owner, secondary = Side(replace(OWNER, record=ALONE)), Side(replace(SECONDARY, record=ALONE, **change))
     opened, joined, log = negotiate(owner, secondary)
-    assert (opened.full, joined.full, joined.first) == (True, True, 0)
-    assert log[-1] == "durable: abc, full"
+    assert opened.plan is joined.plan is Plan.SYNC
+    assert opened.fill == joined.fill == "f1"
+    assert log[-1] == "durable: abc, sync f1"
+
+
+def test_copying_of_everything_that_was_interrupted_goes_on() -> None:
+    owner, secondary = Side(replace(OWNER, record=ALONE, filling="f0")), Side(replace(SECONDARY, record=ALONE))
+    secondary.said = replace(secondary.said, filling="f0", needs_sync=True)
+    opened, joined, log = negotiate(owner, secondary)
+    assert opened.fill == joined.fill == ""
+    assert log[-1] == "durable: abc, sync"
 
 
 def test_owner_of_a_secondary_that_needs_a_sync_and_is_in_sync_by_the_record_is_told_so() -> None:
@@ -166,7 +196,10 @@ def test_secondary_that_cannot_make_it_durable_opens_nothing() -> None:
 
 CHANGES = [
     {"record": Record(6, "node-b", ("node-b",))}, {"lost_cache": True}, {"needs_sync": True}, {"lineage": "other"},
+    {"unknown": True}, {"differs": True},
 ]  # fmt: skip
+WRONG_PLANS: list[Any] = [None, 0, "", [], {}, "full", "unfit", "hold"]
+GOOD = {"plan": "resume", "first": 1, "lineage": "abc", "fill": ""}
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)
@@ -176,18 +209,30 @@ def test_secondary_looks_at_itself_again_when_open_has_come(change: dict[str, An
     feed(talk, PREFACE + wire.encode_object(Kind.HELLO, 5, OWNER.encode()))
     me.said = replace(SECONDARY, **change)
     with pytest.raises(ProtocolError):
-        feed(talk, wire.encode_object(Kind.OPEN, 5, {"full": False, "first": 1, "lineage": "abc"}), at=24)
+        feed(talk, wire.encode_object(Kind.OPEN, 5, GOOD), at=24)
     assert me.log == []
+
+
+def test_the_open_that_the_tests_below_spoil_is_good() -> None:
+    me = Side(SECONDARY)
+    talk = opening.as_secondary(me)
+    feed(talk, PREFACE + wire.encode_object(Kind.HELLO, 5, OWNER.encode()))
+    with pytest.raises(StopIteration):
+        feed(talk, wire.encode_object(Kind.OPEN, 5, GOOD), at=24)
+    assert me.log == ["durable: abc, resume"]
 
 
 @pytest.mark.parametrize(
     "message",
     [
-        {}, {"full": False, "first": 0, "lineage": "abc"}, {"full": False, "first": True, "lineage": "abc"},
-        {"full": False, "first": 1 << 63, "lineage": "abc"}, {"full": 0, "first": 1, "lineage": "abc"},
-        {"full": True, "first": 1, "lineage": "abc"}, {"full": False, "first": 1, "lineage": None},
-        {"full": False, "first": 1, "lineage": "other"}, {"full": True, "first": 0, "lineage": "abc"},
+        {}, {**GOOD, "first": 0}, {**GOOD, "first": True}, {**GOOD, "first": 1 << 63}, {**GOOD, "first": -1},
+        {**GOOD, "lineage": None}, {**GOOD, "lineage": "other"}, {**GOOD, "fill": None}, {**GOOD, "fill": "f"},
+        *({**GOOD, "plan": plan} for plan in WRONG_PLANS),
+        {**GOOD, "plan": "sync"}, {**GOOD, "plan": "sync", "first": 0},
+        {**GOOD, "plan": "sync", "first": 0, "fill": "f"},
+        *({key: value for key, value in GOOD.items() if key != left_out} for left_out in GOOD),
     ],
+    ids=str,
 )  # fmt: skip
 def test_open_that_does_not_fit_is_refused(message: dict[str, Any]) -> None:
     me = Side(SECONDARY)

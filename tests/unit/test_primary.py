@@ -9,7 +9,19 @@ from dataclasses import dataclass, field
 from unittest.mock import patch
 
 import pytest
-from fakes import FUA, TRIM, WRITE, MemoryClient, MemoryLink, MemoryStore, kinds, request
+from fakes import (
+    FUA,
+    TRIM,
+    WRITE,
+    MemoryClient,
+    MemoryLink,
+    MemoryMap,
+    MemoryStore,
+    kinds,
+    load_differences,
+    no_differences,
+    request,
+)
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -17,12 +29,14 @@ from stortrends_ha.errors import PeerFailedError, ProtocolError, StorageError
 from stortrends_ha.limits import LINK_BACKLOG_BYTES
 from stortrends_ha.protocol import link as wire
 from stortrends_ha.protocol.link import Frame, Kind
-from stortrends_ha.protocol.nbd_transmission import Decoder, Geometry
+from stortrends_ha.protocol.nbd_transmission import OP_WRITE, Decoder, Geometry
+from stortrends_ha.replication import differences as differences_module
 from stortrends_ha.replication import primary as primary_module
 from stortrends_ha.replication import resync as resync_module
 from stortrends_ha.replication import stream as stream_module
 from stortrends_ha.replication.primary import Primary
 from stortrends_ha.replication.secondary import Secondary
+from stortrends_ha.replication.session import Plan
 from stortrends_ha.replication.write_through import Cache
 
 EPOCH = 7
@@ -42,23 +56,31 @@ class Owner:
         self.stores = [MemoryStore(SIZE), MemoryStore(SIZE)]
         self.failures: list[StorageError] = []
         self.settled: list[int] = []
+        self.uncopied: list[StorageError] = []
         self.client = MemoryClient()
         self.link = MemoryLink()
+        self.differences = [no_differences(SIZE), no_differences(SIZE)]
         self.primary = Primary(
             self.stores,
+            self.differences,
             EPOCH,
             alone=alone,
             window_changes=window_changes,
             window_bytes=window_bytes,
             failed=self.failures.append,
             settled=self.settled.append,
+            uncopied=self.uncopied.append,
             caches=caches,
         )
         self.primary.attach(self.client)
 
-    def open(self, full: bool = False, room_bytes: int | None = None) -> None:
+    def open(self, plan: Plan = Plan.RESUME, room_bytes: int | None = None) -> None:
+        """``Plan.SYNC``: of everything, which is compared."""
         self.link = MemoryLink(room_bytes)
-        self.primary.open_session(self.link, full)
+        fill = (lambda: None) if plan is Plan.SYNC else None
+        self.primary.open_session(self.link, plan, compare=plan is Plan.SYNC, fill=fill)
+        if plan is not Plan.RESUME:
+            self.receive(wire.end_of_regions(EPOCH, blank=False))
 
     def drained(self) -> None:
         self.link.backlog_bytes = 0
@@ -404,7 +426,7 @@ def test_end_of_a_flush_that_was_sent_in_an_earlier_session_only_is_refused(owne
     owner.link = MemoryLink()
     owner.link.backlog_bytes = LINK_BACKLOG_BYTES + 1
     owner.write(1)
-    owner.primary.open_session(owner.link, full=False)
+    owner.primary.open_session(owner.link, Plan.RESUME)
     assert kinds(owner.link.frames()) == [Kind.FLUSH]  # it covers nothing, so it need not wait
     owner.flushed(1)
     with pytest.raises(ProtocolError):
@@ -416,10 +438,10 @@ def test_end_of_a_flush_that_was_sent_in_an_earlier_session_only_is_refused(owne
     [(0, 0, 4096, True), (7, 0, 4096, False), (0, 1 << 40, 4096, False), (0, 0, 2**32 - 1, False)],
 )
 def test_result_that_answers_no_comparison_is_refused(result: tuple[int, int, int, bool]) -> None:
-    for full in (True, False):
-        owner = Owner(alone=full)
+    for plan in (Plan.SYNC, Plan.RECONCILE, Plan.RESUME):
+        owner = Owner(alone=plan is Plan.SYNC)
         owner.stores[0].data[:] = b"x" * SIZE
-        owner.open(full)
+        owner.open(plan)
         with pytest.raises(ProtocolError):
             owner.receive(wire.encode_result(EPOCH, *result))
         assert owner.failures == []
@@ -428,7 +450,7 @@ def test_result_that_answers_no_comparison_is_refused(result: tuple[int, int, in
 def test_result_that_comes_twice_is_refused() -> None:
     owner = Owner(alone=True)
     owner.stores[0].data[:] = b"x" * SIZE
-    owner.open(full=True)
+    owner.open(Plan.SYNC)
     compare = next(frame for frame in owner.link.frames() if frame.kind == Kind.COMPARE)
     offset, length, _ = wire.decode_compare(compare.payload)
     owner.receive(wire.encode_result(EPOCH, 0, offset, length, True))
@@ -505,16 +527,17 @@ def test_own_disk_that_fails_when_data_is_sent_again_ends_the_session() -> None:
     assert not owner.primary.connected
 
 
-def test_own_disk_that_fails_during_a_resync_ends_the_session() -> None:
+def test_only_good_copy_that_cannot_be_read_for_a_resync_is_served_on() -> None:
     owner = Owner(alone=True)
     owner.stores[0].data[:1] = b"x"
-    owner.open(full=True)
+    owner.open(Plan.SYNC)
     owner.stores[0].broken = True
     compare = next(frame for frame in owner.link.frames() if frame.kind == Kind.COMPARE)
     offset, length, _ = wire.decode_compare(compare.payload)
     owner.receive(wire.encode_result(EPOCH, 0, offset, length, False))
-    assert len(owner.failures) == 1
-    assert not owner.primary.connected
+    assert len(owner.uncopied) == 1
+    assert not owner.failures
+    assert not owner.primary.failed
 
 
 # --- Alone ------------------------------------------------------------------------------------
@@ -530,7 +553,7 @@ def alone() -> Owner:
 
 def synced(owner: Owner) -> None:
     """A full sync of equal, empty replicas up to the word of the secondary that it is durable there."""
-    owner.open(full=True)
+    owner.open(Plan.SYNC)
     for _ in range(20):
         for frame in owner.link.frames():
             if frame.kind == Kind.FLUSH:
@@ -675,7 +698,7 @@ def test_volume_that_is_never_cached_makes_every_write_stable_before_its_answer(
 
 def test_while_a_sync_runs_answers_do_not_wait_for_the_peer(alone: Owner) -> None:
     alone.stores[0].data[:] = b"x" * SIZE
-    alone.open(full=True)
+    alone.open(Plan.SYNC)
     alone.write(1)
     alone.stores[0].end_flushes()
     assert alone.client.answered() == [1]
@@ -734,7 +757,7 @@ def test_joined_owner_sends_what_the_secondary_lacks_and_answers_as_mirrored(alo
     alone.write(2)
     assert not alone.primary.ahead
     alone.link = MemoryLink()
-    alone.primary.open_session(alone.link, full=False)
+    alone.primary.open_session(alone.link, Plan.RESUME)
     first = alone.primary.acked + 1
     sent = alone.link.frames()
     assert [(frame.kind, frame.seq) for frame in sent] == [(Kind.CHANGES, first), (Kind.CHANGES, first + 1)]
@@ -753,9 +776,113 @@ def test_record_that_adds_a_secondary_which_was_not_joinable_leaves_the_owner_ah
 
 def test_synced_that_was_not_asked_for_is_refused(alone: Owner) -> None:
     alone.stores[0].data[:] = b"x" * SIZE
-    alone.open(full=True)
+    alone.open(Plan.SYNC)
     with pytest.raises(ProtocolError, match="SYNCED"):
         alone.receive(wire.frame(Kind.SYNCED, EPOCH))
+
+
+def test_regions_are_told_once_in_a_session_that_copies(alone: Owner) -> None:
+    alone.open(Plan.SYNC)
+    with pytest.raises(ProtocolError, match="REGIONS"):
+        alone.receive(wire.end_of_regions(EPOCH, blank=False))
+
+
+def test_nothing_is_copied_before_the_secondary_has_said_what_it_knows_and_all_of_it_is_dirty_durably() -> None:
+    owner, calls = Owner(alone=True), list[str]()
+    dirty = [MemoryMap(at_once=False), MemoryMap(at_once=False)]
+    for differences, file in zip(owner.differences, dirty, strict=True):
+        differences._dirty_file = file
+    owner.link = MemoryLink()
+    owner.primary.open_session(owner.link, Plan.SYNC, fill=lambda: calls.append("filled"))
+    owner.receive(wire.end_of_regions(EPOCH, blank=False))
+    dirty[0].end_writes()
+    assert (calls, owner.primary.resync) == ([], None)
+    dirty[1].end_writes()
+    assert calls == ["filled"]
+    assert owner.primary.resync is not None
+
+
+def test_what_the_secondary_says_may_differ_is_compared() -> None:
+    owner = Owner(alone=True)
+    owner.stores[1].data[:] = b"x" * SIZE
+    owner.link = MemoryLink()
+    owner.primary.open_session(owner.link, Plan.SYNC)
+    for message in wire.encode_regions(EPOCH, 1, [(0, 8192)]):
+        owner.receive(message)
+    assert owner.link.frames() == []
+    owner.receive(wire.end_of_regions(EPOCH, blank=False))
+    [compare] = owner.link.frames()
+    assert (compare.volume, wire.decode_compare(compare.payload)[:2]) == (1, (0, 8192))
+
+
+# --- The intent log ---------------------------------------------------------------------------
+
+
+def logged_write(owner: Owner) -> None:
+    calls = list[str]()
+    while not owner.primary.logged(0, [(OP_WRITE, 0, 1, 0)], lambda: calls.append("again")):
+        assert calls == ["again"]
+    owner.write(1)
+
+
+def test_region_leaves_the_log_when_both_have_flushed(owner: Owner) -> None:
+    logged_write(owner)
+    owner.ack(1)
+    owner.primary.checkpoint()
+    assert owner.client.answered() == [1]
+    assert owner.primary.unanswered == 0
+    owner.stores[0].end_flushes()
+    assert owner.differences[0].regions == 1
+    owner.flushed(1)
+    assert owner.differences[0].regions == 0
+
+
+def test_without_a_session_nothing_leaves_the_log_of_who_is_mirrored(owner: Owner) -> None:
+    logged_write(owner)
+    owner.primary.checkpoint()
+    owner.primary.close_session()
+    owner.primary.checkpoint()
+    owner.stores[0].end_flushes()
+    assert owner.differences[0].regions == 1
+    owner.primary.change_record(EPOCH + 1, alone=True)
+    for _ in range(3):
+        owner.primary.checkpoint()
+        owner.stores[0].end_flushes()
+    assert owner.differences[0].ranges()
+
+
+def test_alone_a_region_leaves_the_log_when_the_dirty_map_has_it(alone: Owner) -> None:
+    logged_write(alone)
+    assert alone.differences[0].regions == 1
+    alone.primary.checkpoint()
+    assert alone.differences[0].regions == 0
+    assert list(alone.differences[0].dirty) == [0]
+
+
+def test_what_the_secondary_has_not_flushed_stays_in_the_log_while_it_is_added(alone: Owner) -> None:
+    synced(alone)
+    alone.primary.lock()
+    logged_write(alone)
+    alone.primary.checkpoint()
+    alone.ack(alone.primary.issued)
+    for _ in range(3):
+        alone.stores[0].end_flushes()
+    alone.primary.close_session()
+    alone.primary.checkpoint()
+    alone.stores[0].end_flushes()
+    alone.primary.change_record(EPOCH + 1, alone=False)
+    assert not alone.differences[0].any
+    assert alone.differences[0].regions == 1
+
+
+def test_break_of_a_session_ends_no_checkpoint_that_waited_for_the_secondary(alone: Owner) -> None:
+    synced(alone)
+    logged_write(alone)
+    alone.primary.checkpoint()
+    alone.primary.close_session()
+    for _ in range(3):
+        alone.stores[0].end_flushes()
+    assert alone.differences[0].regions == 1
 
 
 # --- Release ----------------------------------------------------------------------------------
@@ -789,12 +916,25 @@ VOLUME = 2 * REGION
 
 @pytest.fixture(scope="module", autouse=True)
 def small_blocks() -> Iterator[None]:
-    with patch.multiple(
-        resync_module,
-        COMPARE_BLOCK_BYTES=16 << 10,
-        COMPARE_BLOCKS_IN_FLIGHT=3,
-        ZERO_PIECE_BYTES=32 << 10,
-        WRITE_PIECE_BYTES=8 << 10,
+    with (
+        patch.multiple(
+            resync_module,
+            DIRTY_BLOCK_BYTES=8 << 10,
+            COMPARE_BLOCK_BYTES=16 << 10,
+            COMPARE_BLOCKS_IN_FLIGHT=3,
+            RESYNC_FLUSH_BYTES=24 << 10,
+            ZERO_PIECE_BYTES=32 << 10,
+            WRITE_PIECE_BYTES=8 << 10,
+        ),
+        patch.multiple(
+            differences_module,
+            DIRTY_BLOCK_BYTES=8 << 10,
+            INTENT_REGION_BYTES=32 << 10,
+            INTENT_AHEAD=2,
+            _BLOCK_SHIFT=13,
+            _REGION_SHIFT=15,
+            _BLOCKS=4,
+        ),
     ):
         yield
 
@@ -808,6 +948,7 @@ class Written:
     version: int
     number: int
     answered: bool = False
+    lost: bool = False  # the owner was killed before it answered
 
 
 @dataclass
@@ -836,15 +977,33 @@ class Pair:
             store.stable = bytes(store.data)
         self.epoch = EPOCH
         self.in_sync = own == its  # by the record
+        self.its_lost = False  # what was only cached at the secondary
+        self.must_fill = not self.in_sync
+        self.intents, self.dirty = MemoryMap(at_once=False), MemoryMap(at_once=False)
+        self.written: list[Written] = []
+        self.waiting: list[tuple[int, int, bool, int]] = []  # writes that wait for the log
+        self.flushing: list[list[Written]] = []
+        self.secondary: Secondary | None = None
+        self._start()
+
+    def _start(self) -> None:
+        self.differences = load_differences(VOLUME, self.intents, self.dirty)
         self.primary = Primary(
-            [self.own], EPOCH, alone=not self.in_sync, window_changes=20, window_bytes=1 << 20, failed=self._failed
+            [self.own],
+            [self.differences],
+            self.epoch,
+            alone=not self.in_sync,
+            window_changes=20,
+            window_bytes=1 << 20,
+            failed=self._failed,
         )
+        self.primary.attach(self)
+        self._forget_link()
+
+    def _forget_link(self) -> None:
         self.to_secondary, self.to_owner = Pipe(), Pipe()
         self.rest = {"secondary": b"", "owner": b""}
-        self.secondary: Secondary | None = None
-        self.written: list[Written] = []
-        self.flushing: list[list[Written]] = []
-        self.primary.attach(self)
+        self.secondary = None
 
     # What the primary calls
 
@@ -895,7 +1054,7 @@ class Pair:
 
     def check_read(self, offset: int, length: int) -> None:
         """What a read returns, a failover or a loss of power does not take back."""
-        if self.primary.in_flight(0, offset, length):
+        if self.primary.in_flight(0, offset, length) or not self.primary.opened or self.its_lost:
             return
         found = self.own.data[offset : offset + length]
         if self.in_sync:
@@ -906,14 +1065,25 @@ class Pair:
     # Steps
 
     def write(self, offset: int, length: int, trim: bool = False, flags: int = 0) -> None:
-        length = min(length, VOLUME - offset)
-        cookie = len(self.written)
-        version = 0 if trim else cookie + 1
-        payload = b"" if trim else bytes([version]) * length
-        self.written.append(Written(offset, length, version, self.primary.issued + 1))
-        stream = request(TRIM if trim else WRITE, cookie, offset, length, flags, payload)
-        batch = Decoder(Geometry(VOLUME)).decode(memoryview(stream), len(stream))
-        self.primary.submit(self, 0, batch, memoryview(stream))
+        self.waiting.append((offset, min(length, VOLUME - offset), trim, flags))
+        self._submit()
+
+    def _submit(self) -> None:
+        """Rule 8: what is in the log is submitted."""
+        while self.waiting:
+            offset, length, trim, flags = self.waiting[0]
+            cookie = len(self.written)
+            version = 0 if trim else cookie + 1
+            payload = b"" if trim else bytes([version % 256]) * length
+            stream = request(TRIM if trim else WRITE, cookie, offset, length, flags, payload)
+            batch = Decoder(Geometry(VOLUME)).decode(memoryview(stream), len(stream))
+            if not self.primary.logged(0, batch.changes, self._submit):
+                return
+            del self.waiting[0]
+            self.written.append(Written(offset, length, version % 256, cookie))
+            for region in range(offset >> 15, ((offset + length - 1) >> 15) + 1):
+                assert region in self.intents.load(VOLUME >> 15, power_lost=True)
+            self.primary.submit(self, 0, batch, memoryview(stream))
 
     def flush(self) -> None:
         self.flushing.append([written for written in self.written if written.answered])
@@ -923,9 +1093,28 @@ class Pair:
     def break_link(self) -> None:
         if self.primary.connected:
             self.primary.close_session()
-            self.to_secondary, self.to_owner = Pipe(), Pipe()
-            self.rest = {"secondary": b"", "owner": b""}
-            self.secondary = None
+            self._forget_link()
+
+    def kill(self) -> None:
+        """The owner's process dies, and is started again; the page cache stays, and the kernel writes it back."""
+        if self.primary.locked and not self.its_lost:  # the record was changed before the supervisor heard of it
+            self.epoch += 1
+            self.in_sync = True
+        for written in self.written:
+            written.lost = not written.answered
+        self.waiting.clear()
+        for file in (self.intents, self.dirty):
+            file.pending.clear()
+        self.own.flushes.clear()
+        self.own.stable = bytes(self.own.data)
+        self._start()
+
+    def its_power(self) -> None:
+        """The secondary's host is restarted."""
+        self.break_link()
+        self.its.flushes.clear()
+        self.its.data[:] = self.its.stable
+        self.its_lost = True
 
     def go_alone(self) -> None:
         """Rule 2: granted, when the link is lost."""
@@ -944,7 +1133,9 @@ class Pair:
             self.break_link()
             for at in range(0, VOLUME, 512):
                 written = [one for one in self.written if one.offset <= at < one.offset + one.length]
-                if all(one.answered for one in written):
+                if self.its_lost:
+                    continue
+                if all(one.answered or one.lost for one in written):
                     assert self.its.data[at] == self.own.data[at]
                 if not written:
                     assert self.its.stable[at] == self.own.data[at]
@@ -959,10 +1150,24 @@ class Pair:
             self.primary.change_record(self.epoch, alone=True)
 
     def connect(self) -> None:
-        if not self.primary.connected:
-            first = self.primary.acked + 1 if self.in_sync else 0
-            self.secondary = Secondary([self.its], self.epoch, self.to_owner, first, lambda: None)
-            self.primary.open_session(self.to_secondary, full=not self.in_sync)
+        if self.primary.connected or self.primary.held:
+            return
+        if self.in_sync and self.its_lost:  # UNFIT
+            self.go_alone()
+        plan = Plan.SYNC if not self.in_sync else Plan.RECONCILE if self.differences.any else Plan.RESUME
+        fill = self._filled if self.must_fill else None
+        first = 0 if plan is Plan.SYNC else self.primary.acked + 1
+        self.secondary = Secondary([self.its], self.epoch, self.to_owner, first, self._synced)
+        self.primary.open_session(self.to_secondary, plan, compare=fill is not None, fill=fill)
+        if plan is not Plan.RESUME:
+            self.to_owner.queue += wire.end_of_regions(self.epoch, blank=False)
+
+    def _filled(self) -> None:
+        self.must_fill = False
+
+    def _synced(self) -> None:
+        self.its_lost = False
+        assert not self.must_fill
 
     def deliver_to_secondary(self, length: int) -> None:
         if self.secondary is not None:
@@ -978,25 +1183,45 @@ class Pair:
             del self.to_owner.queue[:length]
             self.rest["owner"] = data[self.primary.receive(memoryview(data), len(data)) :]
 
-    def finish(self) -> None:
-        """Everything goes well from now on: everything is answered, and the replicas are the same."""
-        self.join()
-        for _ in range(1000):
-            self.connect()
+    def go_on(self, rounds: int = 1) -> None:
+        """Whatever is under way comes further."""
+        for _ in range(rounds):
+            self.intents.end_writes()
+            self.dirty.end_writes()
             self.own.end_flushes()
             self.its.end_flushes()
             self.deliver_to_secondary(1 << 30)
             self.deliver_to_owner(1 << 30)
+
+    def finish(self) -> None:
+        """Everything goes well from now on: everything is answered, and the replicas are the same."""
+        self.join()
+        for _ in range(1000):
+            self.stay_alone()
+            self.connect()
+            self.go_on()
             self.tell()
             self.join()
-            if self.primary.idle and self.primary.resync is None and self.in_sync:
+            if self.primary.idle and self.primary.resync is None and self.in_sync and self.primary.connected:
                 break
         assert self.primary.idle
         assert self.primary.resync is None
         assert self.in_sync
-        assert all(written.answered for written in self.written)
+        assert all(written.answered or written.lost for written in self.written)
+        assert not self.waiting
         self.deliver_to_secondary(1 << 30)
         assert self.own.data == self.its.data
+        self._be_quiet()
+
+    def _be_quiet(self) -> None:
+        """Bounded: nothing is left where the replicas may differ, once both have flushed."""
+        for _ in range(2):
+            self.primary.checkpoint()
+            self.go_on(3)
+        assert not self.differences.any
+        assert self.differences.regions == 0
+        assert self.its.stable == self.own.stable == self.own.data
+        assert not load_differences(VOLUME, self.intents, self.dirty).any
 
 
 places = st.one_of(st.integers(0, VOLUME - 1), st.sampled_from([0, REGION - 1, REGION]))
@@ -1021,6 +1246,17 @@ steps = st.one_of(
     st.tuples(st.just("join")),
     st.tuples(st.just("stay alone")),
     st.tuples(st.just("read"), places),
+    st.tuples(st.just("log file")),
+    st.tuples(st.just("log file")),
+    st.tuples(st.just("dirty file")),
+    st.tuples(st.just("go on"), st.sampled_from([1, 2, 20])),
+    st.tuples(st.just("go on"), st.sampled_from([1, 2, 20])),
+    st.tuples(st.just("go on"), st.sampled_from([1, 2, 20])),
+    st.tuples(st.just("small write"), st.integers(0, 15)),
+    st.tuples(st.just("small write"), st.integers(0, 15)),
+    st.tuples(st.just("checkpoint")),
+    st.tuples(st.just("kill")),
+    st.tuples(st.just("its power")),
 )
 # A list strategy alone rarely makes long ones.
 scripts = st.integers(0, 120).flatmap(lambda n: st.lists(steps, min_size=n, max_size=n))
@@ -1035,6 +1271,10 @@ def carry_out(pair: Pair, step: tuple[object, ...]) -> None:
         pair.write(numbers[0], numbers[1], trim=what == "trim", flags=FUA if what == "fua" else 0)
     elif what == "read":
         pair.check_read(numbers[0], min(5000, VOLUME - numbers[0]))
+    elif what == "small write":
+        pair.write(numbers[0] << 13, 512)
+    elif what == "go on":
+        pair.go_on(*numbers)
     elif what == "to secondary":
         pair.deliver_to_secondary(*numbers)
     elif what == "to owner":
@@ -1050,6 +1290,11 @@ def carry_out(pair: Pair, step: tuple[object, ...]) -> None:
             "own disk": pair.own.end_flushes,
             "its disk": pair.its.end_flushes,
             "break": pair.break_link,
+            "log file": lambda: pair.intents.end_writes(1),
+            "dirty file": lambda: pair.dirty.end_writes(1),
+            "checkpoint": pair.primary.checkpoint,
+            "kill": pair.kill,
+            "its power": pair.its_power,
         }[str(what)]()
 
 
@@ -1092,7 +1337,7 @@ def test_pair_keeps_the_rules_whatever_happens_to_the_link(
 
 def test_what_a_resync_has_under_way_does_not_count_as_held_for_clients() -> None:
     owner = Owner(alone=True)
-    owner.open(full=True)
+    owner.open(Plan.SYNC)
     assert owner.primary.issued > owner.primary.acked  # the trims of holes
     assert owner.primary.unanswered == 0
     assert not owner.primary.idle

@@ -1,7 +1,7 @@
 """Opening a session: what nodes say of themselves, whether they fit, and what must be copied."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -20,6 +20,7 @@ from stortrends_ha.replication.session import (
     common_protocol,
     incompatible,
     may_follow,
+    must_fill,
     passing,
     plan,
     refusal,
@@ -39,7 +40,10 @@ OWNER = Hello(
     blank=False,
     lost_cache=False,
     needs_sync=False,
-    unclean=False,
+    differs=False,
+    unknown=False,
+    filling="",
+    behind=False,
 )
 SECONDARY = replace(OWNER, node="node-b", peer="node-a")
 
@@ -50,14 +54,14 @@ names = st.text(max_size=20)
 flags = st.booleans()
 hellos = st.builds(
     Hello,
-    cluster=names, group=names, node=names, peer=names, software=names, lineage=names,
+    cluster=names, group=names, node=names, peer=names, software=names, lineage=names, filling=names,
     protocols=st.tuples(st.integers(), st.integers()),
     record=st.builds(
         lambda epoch, in_sync: Record(epoch, in_sync[0], tuple(sorted(in_sync))),
         st.integers(1, 2**62), st.lists(names, min_size=1, max_size=3, unique=True),
     ),
     volumes=st.lists(st.tuples(names, st.integers())).map(tuple),
-    blank=flags, lost_cache=flags, needs_sync=flags, unclean=flags,
+    blank=flags, lost_cache=flags, needs_sync=flags, differs=flags, unknown=flags, behind=flags,
 )  # fmt: skip
 
 
@@ -267,29 +271,42 @@ def test_hello_without_its_protocols_is_bad_input(protocols: object) -> None:
 ALONE = Record(5, "node-a", ("node-a",))
 
 
+SAME = OWNER.lineage
+
+
 @pytest.mark.parametrize(
-    ("state", "lineage", "full", "may"),
+    ("state", "lineage", "begins", "fill", "may"),
     [
-        ({}, "1234567890abcdef", False, True),
-        ({}, "1234567890abcdef", True, False),  # rule 9: the record has it in sync
-        ({}, "another", False, False),
-        ({"needs_sync": True}, "1234567890abcdef", False, False),
-        ({"lost_cache": True}, "1234567890abcdef", False, False),
-        ({"unclean": True}, "1234567890abcdef", False, False),
-        ({"lineage": "", "blank": True}, "", False, False),
-        ({"record": ALONE}, "1234567890abcdef", False, False),
-        ({"record": ALONE}, "1234567890abcdef", True, True),
-        ({"record": ALONE}, "another", True, False),
-        ({"record": ALONE, "lost_cache": True, "needs_sync": True, "unclean": True}, "1234567890abcdef", True, True),
-        ({"record": ALONE, "lineage": "", "blank": True}, "any", True, True),
-        ({"record": ALONE, "lineage": "", "blank": True}, "any", False, False),
-        ({"record": ALONE, "lineage": "", "blank": False}, "any", True, False),
+        ({}, SAME, Plan.RESUME, "", True),
+        ({}, SAME, Plan.RECONCILE, "", True),
+        ({}, SAME, Plan.SYNC, "", False),  # rule 9: the record has it in sync
+        ({}, SAME, Plan.SYNC, "f", False),
+        ({}, SAME, Plan.RESUME, "f", False),
+        ({}, "another", Plan.RESUME, "", False),
+        ({}, "another", Plan.RECONCILE, "", False),
+        ({"differs": True}, SAME, Plan.RESUME, "", False),
+        ({"differs": True}, SAME, Plan.RECONCILE, "", True),
+        ({"needs_sync": True}, SAME, Plan.RECONCILE, "", False),
+        ({"lost_cache": True}, SAME, Plan.RECONCILE, "", False),
+        ({"unknown": True}, SAME, Plan.RECONCILE, "", False),
+        ({"lineage": "", "blank": True}, "", Plan.RESUME, "", False),
+        ({"record": ALONE}, SAME, Plan.RESUME, "", False),
+        ({"record": ALONE}, SAME, Plan.RECONCILE, "", False),
+        ({"record": ALONE}, SAME, Plan.SYNC, "", True),
+        ({"record": ALONE}, SAME, Plan.SYNC, "f", True),
+        ({"record": ALONE}, "another", Plan.SYNC, "f", False),
+        ({"record": ALONE, "lost_cache": True, "needs_sync": True, "differs": True}, SAME, Plan.SYNC, "", True),
+        ({"record": ALONE, "unknown": True}, SAME, Plan.SYNC, "", False),
+        ({"record": ALONE, "unknown": True}, SAME, Plan.SYNC, "f", True),
+        ({"record": ALONE, "lineage": "", "blank": True}, "any", Plan.SYNC, "f", True),
+        ({"record": ALONE, "lineage": "", "blank": True}, "any", Plan.SYNC, "", False),
+        ({"record": ALONE, "lineage": "", "blank": False}, "any", Plan.SYNC, "f", False),
     ],
 )
 def test_secondary_decides_for_itself_what_it_may_follow(
-    state: dict[str, Any], lineage: str, full: bool, may: bool
+    state: dict[str, Any], lineage: str, begins: Plan, fill: str, may: bool
 ) -> None:
-    assert may_follow(replace(SECONDARY, **state), lineage, full) == may
+    assert may_follow(replace(SECONDARY, **state), lineage, begins, fill) == may
 
 
 # --- What must be copied ----------------------------------------------------------------------
@@ -304,26 +321,96 @@ def expected_plan(owner: Hello, secondary: Hello) -> Plan:
     if owner.needs_sync or owner.lost_cache:  # rules 9 and 3
         return Plan.HOLD
     if owner.record.alone:
-        return Plan.FULL
-    incomplete = not secondary.lineage or secondary.lost_cache or secondary.needs_sync
-    return Plan.UNFIT if incomplete or owner.unclean or secondary.unclean else Plan.RESUME
+        return Plan.SYNC
+    if may_lack_answered_writes(owner, secondary) or owner.unknown or secondary.unknown:
+        return Plan.UNFIT
+    return Plan.RECONCILE if owner.differs or secondary.differs else Plan.RESUME
+
+
+def may_lack_answered_writes(owner: Hello, secondary: Hello) -> bool:
+    recorded = secondary.node in owner.record.in_sync
+    return not (recorded and secondary.lineage) or secondary.lost_cache or secondary.needs_sync or owner.behind
+
+
+def said_of(names: Sequence[str], values: Sequence[object]) -> dict[str, Any]:
+    return dict(zip(names, values, strict=True))
+
+
+def pairs(record: Record) -> Iterator[tuple[Hello, Hello]]:
+    """An owner and a secondary with this record, in every combination of what they may say."""
+    lineages = [("", False), ("", True), (SAME, False), ("another", False)]
+    own = ("lost_cache", "needs_sync", "differs", "unknown", "behind", "filling")
+    its = ("lost_cache", "needs_sync", "differs", "unknown", "filling")
+    fillings = ("", "one", "two")
+    owners = [
+        replace(OWNER, record=record, **said_of(own, said))
+        for said in itertools.product(*[(False, True)] * 5, fillings)
+    ]
+    secondaries = [
+        replace(SECONDARY, record=record, lineage=lineage, blank=blank, **said_of(its, said))
+        for lineage, blank in lineages
+        for said in itertools.product(*[(False, True)] * 4, fillings)
+    ]
+    return itertools.product(owners, secondaries)
 
 
 @pytest.mark.parametrize("record", [OWNER.record, ALONE])
-@pytest.mark.parametrize("lineage", ["", OWNER.lineage, "another"])
-@pytest.mark.parametrize("blank", [False, True])
-def test_plan_for_all_combinations(record: Record, lineage: str, blank: bool) -> None:
-    for owner_lost, owner_needs, unclean, lost, needs, its in itertools.product((False, True), repeat=6):
-        owner = replace(OWNER, record=record, lost_cache=owner_lost, needs_sync=owner_needs, unclean=unclean)
-        secondary = replace(
-            SECONDARY, record=record, lineage=lineage, blank=blank and not lineage,
-            lost_cache=lost, needs_sync=needs, unclean=its,
-        )  # fmt: skip
+def test_plan_for_all_combinations(record: Record) -> None:
+    for owner, secondary in pairs(record):
         decision, why = plan(owner, secondary)
         assert decision == expected_plan(owner, secondary)
         assert len(why) > 10
-        if decision in (Plan.RESUME, Plan.FULL):  # the secondary agrees by itself
-            assert may_follow(secondary, owner.lineage, decision is Plan.FULL)
+        if decision in (Plan.RESUME, Plan.RECONCILE, Plan.SYNC):  # the secondary agrees by itself
+            fill = "three" if decision is Plan.SYNC and must_fill(owner, secondary) else ""
+            assert may_follow(secondary, owner.lineage, decision, fill)
+
+
+@pytest.mark.parametrize("record", [OWNER.record, ALONE])
+def test_no_plan_overwrites_who_is_in_sync_or_leaves_out_what_the_secondary_lacks(record: Record) -> None:
+    for owner, secondary in pairs(record):
+        decision, _ = plan(owner, secondary)
+        for begins, fill in itertools.product((Plan.RESUME, Plan.RECONCILE, Plan.SYNC), ("", "three")):
+            both = decision is begins and may_follow(secondary, owner.lineage, begins, fill)
+            either = decision is begins or may_follow(secondary, owner.lineage, begins, fill)
+            if either and secondary.node in record.in_sync:  # rule 9, by each of them alone
+                assert begins is not Plan.SYNC
+            if both and begins is not Plan.SYNC:
+                assert not may_lack_answered_writes(owner, secondary)
+            if either and begins is Plan.RESUME:
+                assert not secondary.differs
+            if both and begins is Plan.RESUME:
+                assert not owner.differs
+            if both and not fill:  # what it lacks is known
+                assert secondary.lineage == owner.lineage
+                assert not secondary.unknown
+            if both:  # rule 10
+                assert secondary.lineage == owner.lineage or (not secondary.lineage and secondary.blank)
+
+
+def test_record_that_has_the_secondary_not_in_sync_and_the_owner_not_alone_is_unfit() -> None:
+    record = Record(5, "node-a", ("node-a", "node-c"))
+    assert plan(replace(OWNER, record=record), replace(SECONDARY, record=record))[0] is Plan.UNFIT
+
+
+@pytest.mark.parametrize(
+    ("owner", "secondary", "must"),
+    [
+        ({}, {}, False),
+        ({}, {"lineage": "", "blank": True}, True),
+        ({}, {"unknown": True}, True),
+        ({}, {"filling": "one"}, True),
+        ({"filling": "two"}, {"filling": "one"}, True),
+        ({"filling": "one"}, {"filling": "one"}, False),  # it goes on where it was
+        ({"filling": "one"}, {}, False),
+        ({"filling": "one"}, {"filling": "one", "unknown": True}, True),
+        ({"filling": "one"}, {"filling": "one", "lineage": "", "blank": True}, True),  # its disk was replaced
+        ({"unknown": True}, {}, False),  # all of it is doubtful
+    ],
+)
+def test_everything_is_copied_if_it_is_not_known_what_is_lacking(
+    owner: dict[str, Any], secondary: dict[str, Any], must: bool
+) -> None:
+    assert must_fill(replace(OWNER, **owner), replace(SECONDARY, **secondary)) == must
 
 
 @pytest.mark.parametrize(

@@ -47,11 +47,11 @@ def test_changes_are_kept(path: Path) -> None:
     assert again.state == file.state == ReplicaState("abc", settled_epoch=7, lost_cache=True, needs_sync=True)
 
 
-def test_open_is_found_at_the_next_start(path: Path) -> None:
-    load(path).begin(open=True)
-    assert load(path).state.open
-    load(path).update(open=False)
-    assert not load(path).state.open
+def test_copying_of_everything_is_known_by_its_name_at_both_ends(path: Path) -> None:
+    load(path).begin(filling="from-a", fills="to-b")
+    assert (load(path).state.filling, load(path).state.fills) == ("from-a", "to-b")
+    load(path).update(filling="")
+    assert (load(path).state.filling, load(path).state.fills) == ("", "to-b")
 
 
 def test_nothing_is_written_when_nothing_changes(path: Path) -> None:
@@ -71,21 +71,17 @@ def test_file_is_readable_by_people_and_says_whose_it_is(path: Path) -> None:
 
 
 def test_restart_of_the_process_loses_no_cache(path: Path) -> None:
-    load(path).begin(open=True)
+    load(path).begin(lineage="abc")
     assert not load(path).state.lost_cache
 
 
-@pytest.mark.parametrize("answered", [True, False])
 def test_restart_of_the_host_after_an_orderly_stop_loses_no_cache(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answered: bool
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load(path).begin(open=True)
-    flushed = {"boot_id": ""}  # everything, even what was not answered
-    load(path).update(**flushed, **({"open": False} if answered else {}))
+    load(path).begin(lineage="abc")
+    load(path).update(boot_id="")  # everything is flushed
     boot(monkeypatch, tmp_path, "another")
-    found = load(path)
-    assert not found.state.lost_cache
-    assert found.state.open != answered
+    assert not load(path).state.lost_cache
 
 
 def test_lost_cache_is_found_again_after_each_restart_of_the_host(
@@ -95,34 +91,34 @@ def test_lost_cache_is_found_again_after_each_restart_of_the_host(
         boot(monkeypatch, tmp_path, name)
         found = load(path)
         assert found.state.lost_cache == (name != "first")
-        found.begin(open=True, lost_cache=False)
+        found.begin(lost_cache=False)
 
 
 def test_cache_lost_by_a_restart_of_the_host_is_found_once(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load(path).begin(open=True)
+    load(path).begin(lineage="abc")
     boot(monkeypatch, tmp_path, "another")
     found = load(path)
     assert found.state.lost_cache
-    found.begin(open=True, needs_sync=True)  # the next session
+    found.begin(needs_sync=True)  # the next session
     found.update(needs_sync=False, lost_cache=False)  # it has mended it
     assert not load(path).state.lost_cache  # the process was killed, the host was not
 
 
 def test_lost_cache_stays_until_a_sync_mends_it(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load(path).begin(open=True)
+    load(path).begin(lineage="abc")
     for boot_id in ("second", "second", "third"):
         boot(monkeypatch, tmp_path, boot_id)
         assert load(path).state.lost_cache
-    load(path).update(open=False)
+    load(path).update(boot_id="")
     assert load(path).state.lost_cache
 
 
 def test_cache_is_lost_again_by_the_next_restart_of_the_host(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load(path).begin(open=True)
+    load(path).begin(lineage="abc")
     boot(monkeypatch, tmp_path, "second")
     load(path).update(lost_cache=False)
     boot(monkeypatch, tmp_path, "third")
@@ -146,7 +142,7 @@ def watch(frame, event, function):
         if calls == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 sys.setprofile(watch)
-file.begin(settled_epoch=2, open=True)
+file.begin(settled_epoch=2, lineage="abc")
 sys.setprofile(None)
 print(calls)
 """
@@ -230,7 +226,6 @@ def good() -> dict[str, Any]:
         "group": "rg-a",
         "settled_epoch": 1,
         "lineage": "abc",
-        "open": True,
         "boot_id": "x",
         "lost_cache": False,
         "needs_sync": False,
@@ -250,7 +245,8 @@ def without(key: str) -> str:
     [
         "", "\0" * 300, "{", "[]", "null", "1", "{}", json.dumps(good())[:-20], "[" * 100_000,
         damaged(group="rg-b"), damaged(settled_epoch="1"), damaged(settled_epoch=True), damaged(settled_epoch=None),
-        damaged(lineage=None), damaged(open="yes"), damaged(open=1), damaged(needs_sync=None),
+        damaged(lineage=None), damaged(filling=1), damaged(filling=None), damaged(fills=False),
+        damaged(needs_sync=None),
         damaged(lost_cache=0), damaged(boot_id=1),
         *map(without, good()),
     ],
@@ -264,6 +260,12 @@ def test_damaged_file_is_said_to_be_damaged(path: Path, text: str) -> None:
     assert message.startswith(f"group rg-a: its state {path} is damaged (")
     assert "restore the file" in message
     assert path.read_text() == text
+
+
+def test_file_of_a_version_without_names_of_copyings_is_as_if_there_was_none(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text(damaged(open=True))
+    assert (load(path).state.filling, load(path).state.fills) == ("", "")
 
 
 def test_file_of_a_version_that_kept_the_record_in_it_says_what_to_do(path: Path) -> None:

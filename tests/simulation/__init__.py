@@ -1,1 +1,0 @@
-"""A seeded simulation of the mirror: the production code of ``replication`` and the NBD decoder in a world of fakes."""
