@@ -148,8 +148,8 @@ class TestDisksThatWereReplaced:
         with cluster.backing(SECONDARY).open("wb") as file:
             file.write(b"somebody needs this".ljust(cluster.size_bytes(), b"\1"))
         cluster.secondary.start()
-        found = cluster.secondary.wait("refuses", lambda group: group["link"]["state"] == "refused")
-        assert "node-b has data of unknown origin" in found["why"]
+        # First it has to look whether there is anything on it, and refuses as long as that takes.
+        cluster.secondary.wait("refuses", lambda group: "node-b has data of unknown origin" in group["why"])
         assert "not the files that had its data" in cluster.secondary.log
         with cluster.backing(SECONDARY).open("rb") as file:
             assert file.read(19) == b"somebody needs this"

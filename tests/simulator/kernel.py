@@ -251,3 +251,8 @@ class NoThreads:
 def new_lineage() -> SimpleNamespace:
     """``uuid.uuid4``."""
     return SimpleNamespace(hex=f"{running().world.random.getrandbits(128):032x}")
+
+
+def new_filling() -> SimpleNamespace:
+    """``uuid.uuid4``, for names of which a node never makes two at one moment."""
+    return SimpleNamespace(hex=f"{running().host.clock.now_ns():032x}")

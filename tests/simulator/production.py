@@ -211,6 +211,7 @@ _REPLACED: list[tuple[Any, str, Any]] = [
     (replica, "StateFile", StateFile),
     (replica, "ThreadPoolExecutor", kernel.NoThreads),
     (replica, "uuid", SimpleNamespace(uuid4=kernel.new_lineage)),
+    (owner_link, "uuid", SimpleNamespace(uuid4=kernel.new_filling)),
     (state, "BOOT_ID", _BootId),
     (stream, "Resync", Resync),
     (throttle, "time", kernel.Time),
