@@ -19,12 +19,12 @@ lost: asked again, the peer has adopted it already, which is a grant.
 
 import asyncio
 import logging
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Protocol
 
+from stortrends_ha import boottime
 from stortrends_ha.arbiter.counted import Counted
 from stortrends_ha.arbiter.fence_agent import FenceError, turn_off
 from stortrends_ha.arbiter.interface import Granted, Known, Refused, Unreachable
@@ -79,10 +79,6 @@ OwnRecord = Callable[[str], Record]
 Adopt = Callable[[str, Record], Awaitable[bool]]
 """Make a record that the peer proposes our own, durably, after having stopped what it does not allow any more; false:
 not now."""
-
-
-def _boottime_ns() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 class TwoNodes(ABC):
@@ -240,7 +236,7 @@ class FencingArbiter(TwoNodes):
         agent: FenceAgent,
         timeout_s: float,
         unanswered_s: float = UNANSWERED_S,
-        now_ns: Callable[[], int] = _boottime_ns,
+        now_ns: Callable[[], int] = boottime.now_ns,
     ) -> None:
         super().__init__(peer, own_record, adopt)
         self._agent = agent

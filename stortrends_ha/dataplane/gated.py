@@ -19,11 +19,6 @@ from .sender import Sender
 _BOOTTIME = time.CLOCK_BOOTTIME
 
 
-def now_ns() -> int:
-    """The clock of leases."""
-    return time.clock_gettime_ns(_BOOTTIME)
-
-
 class GatedSender(Sender):
     """A ``Sender`` behind a gate."""
 

@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from stortrends_ha.boottime import now_ns
 from stortrends_ha.errors import ReleaseError, StorageError
 from stortrends_ha.limits import CHECKPOINT_S, DIRTY_BLOCK_BYTES
 from stortrends_ha.protocol.nbd_handshake import Export as HandshakeExport
@@ -27,7 +28,6 @@ from stortrends_ha.replication.primary import Primary
 from stortrends_ha.replication.write_through import Cache
 
 from .export import Export
-from .gated import now_ns
 from .nbd_server import NbdServer
 from .owner_link import OwnerLink
 from .replica import Replica

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stortrends_ha.arbiter.interface import Arbiter
+from stortrends_ha.boottime import now_ns
 from stortrends_ha.cluster import effects as do
 from stortrends_ha.cluster.explain import explain
 from stortrends_ha.cluster.group import Group
@@ -28,7 +29,6 @@ from stortrends_ha.config import Cluster
 from stortrends_ha.errors import StorageError
 from stortrends_ha.network.network import Network
 from stortrends_ha.node.children import Child
-from stortrends_ha.node.heartbeats import now_ns
 from stortrends_ha.node.messages import Status
 from stortrends_ha.node.records import Records
 from stortrends_ha.protocol.heartbeat import GroupBeat

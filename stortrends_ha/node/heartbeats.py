@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any
 
 from stortrends_ha import __version__
+from stortrends_ha.boottime import now_ns
 from stortrends_ha.cluster.membership import Membership
 from stortrends_ha.config.model import Address
 from stortrends_ha.errors import ProtocolError
@@ -44,11 +45,6 @@ LOG_AGAIN_S = 10.0
 RECEIVE_BUFFER_BYTES = 1 << 20
 
 SocketAddress = tuple[Any, ...]
-
-
-def now_ns() -> int:
-    """CLOCK_BOOTTIME, the clock of leases."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def new_incarnation() -> int:

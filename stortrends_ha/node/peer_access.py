@@ -13,17 +13,18 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from stortrends_ha.boottime import now_ns
 from stortrends_ha.cluster.answers import Granted, Known, Refused, Unreachable
 from stortrends_ha.cluster.membership import Membership
 from stortrends_ha.errors import StartError
-from stortrends_ha.node.heartbeats import Heartbeats, now_ns
+from stortrends_ha.node.heartbeats import Heartbeats
 from stortrends_ha.node.records import replace_file
 from stortrends_ha.record import Record
+from stortrends_ha.storage.state import BOOT_ID
 
 log = logging.getLogger(__name__)
 
 ASK_TIMEOUT_S = 1.0
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class PeerAccess:
@@ -34,7 +35,7 @@ class PeerAccess:
         self._mark = state_dir / "peer-seen"
         self._own_record = own_record
         self._asked = _Asked(state_dir / "peer-asked")
-        self._boot_id = _BOOT_ID.read_text().strip()
+        self._boot_id = BOOT_ID.read_text().strip()
         self._seen = False
         with contextlib.suppress(OSError):
             self._seen = self._mark.read_text() == self._boot_id

@@ -21,6 +21,7 @@ import aiofiles
 import aiofiles.os
 
 from stortrends_ha.cluster.view import Saved
+from stortrends_ha.durable import sync_directory
 from stortrends_ha.errors import StartError, StorageError
 from stortrends_ha.record import Record
 
@@ -104,7 +105,7 @@ class Records:
                 await replace_file(self._drained, "")
             elif await aiofiles.os.path.exists(self._drained):
                 await aiofiles.os.remove(self._drained)
-                await asyncio.to_thread(_sync_directory, self._drained.parent)
+                await asyncio.to_thread(sync_directory, self._drained.parent)
         except OSError as error:
             raise StorageError(f"{self._drained} cannot be written: {error.strerror}") from None
 
@@ -121,13 +122,5 @@ async def replace_file(path: Path, text: str) -> None:
 
 
 def _sync_directories(path: Path) -> None:
-    _sync_directory(path.parent)
-    _sync_directory(path.parent.parent)  # it may be the first file in a new directory
-
-
-def _sync_directory(path: Path) -> None:
-    directory = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(path.parent)
+    sync_directory(path.parent.parent)  # it may be the first file in a new directory

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from stortrends_ha import __version__
+from stortrends_ha.boottime import now_ns
 from stortrends_ha.cluster.membership import Membership
 from stortrends_ha.config import Address, Cluster, Group, Volume
 from stortrends_ha.node.children import View
 from stortrends_ha.node.groups import GroupRunner, Wishes
-from stortrends_ha.node.heartbeats import PathView, now_ns
+from stortrends_ha.node.heartbeats import PathView
 from stortrends_ha.node.messages import (
     STATES,
     Counters,

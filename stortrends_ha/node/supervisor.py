@@ -25,6 +25,7 @@ import uvloop
 from stortrends_ha import __version__, logs
 from stortrends_ha.arbiter.factory import AnyArbiter, make_arbiter
 from stortrends_ha.arbiter.fencing import FencingArbiter, ManualArbiter
+from stortrends_ha.boottime import now_ns
 from stortrends_ha.cluster.answers import Granted, Refused, Unreachable
 from stortrends_ha.cluster.membership import Membership
 from stortrends_ha.config import Cluster, load, read_key
@@ -34,7 +35,7 @@ from stortrends_ha.network.network import Network
 from stortrends_ha.node import control, lock, metrics
 from stortrends_ha.node.children import Child, Patience, View
 from stortrends_ha.node.groups import STEP_S, GroupRunner, Wishes, leases
-from stortrends_ha.node.heartbeats import Heartbeats, News, new_incarnation, now_ns
+from stortrends_ha.node.heartbeats import Heartbeats, News, new_incarnation
 from stortrends_ha.node.operator import Operator
 from stortrends_ha.node.peer_access import PeerAccess
 from stortrends_ha.node.records import Records

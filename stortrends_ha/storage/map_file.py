@@ -19,6 +19,7 @@ from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
 
+from stortrends_ha.durable import sync_directory
 from stortrends_ha.errors import StorageError
 from stortrends_ha.replication.block_map import PAGE_BLOCKS, PAGE_BYTES, BlockMap
 
@@ -65,11 +66,7 @@ class MapFile:
                 self.write(full.pages_to_save(), durable=True)
             os.pwrite(self._fd, with_header, 0)
             os.fsync(self._fd)
-        directory = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(self._path.parent)
         return found
 
     def _load(self) -> dict[int, bytes | None]:

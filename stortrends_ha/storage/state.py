@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from stortrends_ha.durable import sync_directory
 from stortrends_ha.errors import StorageError
 from stortrends_ha.replication.session import typed
 
@@ -103,20 +104,12 @@ class StateFile:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self.path)
-            _sync_directory(self.path.parent)
+            sync_directory(self.path.parent)
             if not self._saved:  # it may be the first file in a new directory
-                _sync_directory(self.path.parent.parent)
+                sync_directory(self.path.parent.parent)
             self._saved = True
         except OSError as e:
             raise StorageError(f"group {self._group}: cannot write its state {self.path}: {e.strerror}") from None
-
-
-def _sync_directory(path: Path) -> None:
-    directory = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _decode(value: dict[str, Any]) -> ReplicaState:

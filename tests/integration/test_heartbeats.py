@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 import uvloop
 
+from stortrends_ha.boottime import now_ns
 from stortrends_ha.cluster.answers import Granted, Refused, Unreachable
 from stortrends_ha.cluster.membership import Membership, Timing
 from stortrends_ha.config.model import Address
 from stortrends_ha.limits import HEARTBEAT_DATAGRAM_BYTES, HEARTBEAT_GAP_S
 from stortrends_ha.node.consent import Outcome
-from stortrends_ha.node.heartbeats import Heartbeats, News, new_incarnation, next_due_s, now_ns
+from stortrends_ha.node.heartbeats import Heartbeats, News, new_incarnation, next_due_s
 from stortrends_ha.protocol.heartbeat import Ask, GroupBeat, Heartbeat, decode, encode
 from stortrends_ha.record import Record
 

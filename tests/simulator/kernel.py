@@ -9,6 +9,7 @@ import errno
 import os
 import select
 import stat
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -205,6 +206,8 @@ class MapOs:
 
 class Time:
     """Of ``time``: the clock of the host."""
+
+    CLOCK_BOOTTIME = time.CLOCK_BOOTTIME
 
     @staticmethod
     def clock_gettime_ns(_clock: int) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from stortrends_ha import boottime, durable
 from stortrends_ha.dataplane import (
     follower,
     gated,
@@ -196,6 +197,8 @@ _REPLACED: list[tuple[Any, str, Any]] = [
     (follower, "Secondary", Secondary),
     (follower, "tcp_listener", _listener),
     (follower, "tcp_obstacle", lambda *_: ""),
+    (boottime, "time", kernel.Time),
+    (durable, "os", kernel.MapOs),
     (gated, "time", kernel.Time),
     (map_file, "os", kernel.MapOs),
     (nbd_server, "Connection", Connection),

@@ -5,7 +5,8 @@ import socket
 
 import pytest
 
-from stortrends_ha.dataplane.gated import GatedSender, now_ns
+from stortrends_ha.boottime import now_ns
+from stortrends_ha.dataplane.gated import GatedSender
 from stortrends_ha.replication.gate import FOREVER_NS, Gate
 
 

@@ -58,10 +58,13 @@ def test_a_log_that_nobody_takes_holds_nothing_up_and_what_is_lost_is_counted() 
         assert process.stdout
         assert process.stdout.readline() == "done\n"  # it has logged all, and nobody has read any of it
         _, log = process.communicate("")
-    *lines, dropped, last = log.splitlines()
-    assert re.search(r"WARNING (\d+) lines of the log were dropped, as nobody took them\.", dropped)
+    *lines, last = log.splitlines()
     assert last.endswith("the last line")
-    assert len(lines) + int(re.findall(r"\d+(?= lines)", dropped)[0]) == 30_000
+    # Said each time that a line fits again: for as long as the pipe takes some, that may be more than once.
+    dropped = [re.search(r"WARNING (\d+) lines of the log were dropped, as nobody took them\.", line) for line in lines]
+    said = [int(match[1]) for match in dropped if match]
+    assert said
+    assert len(lines) - len(said) + sum(said) == 30_000
 
 
 def test_the_service_manager_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from stortrends_ha.boottime import now_ns
 from stortrends_ha.cluster.lease import Timing
 from stortrends_ha.cluster.membership import Membership
 from stortrends_ha.config import Address, Cluster, Group, Node, Volume
@@ -18,7 +19,7 @@ from stortrends_ha.errors import StartError
 from stortrends_ha.node import metrics
 from stortrends_ha.node.children import View
 from stortrends_ha.node.groups import Wishes
-from stortrends_ha.node.heartbeats import PathView, now_ns
+from stortrends_ha.node.heartbeats import PathView
 from stortrends_ha.node.messages import Status, VolumeCounters
 from stortrends_ha.node.rates import Rates
 from stortrends_ha.node.status import GroupView, NodeStatus, Ownership, VolumeView, group_view, node_status
