@@ -84,8 +84,11 @@ INTENT_REGIONS = 65536
 INTENT_AHEAD = 8
 # Blocks of the dirty map: what one small write while the peer is away costs in a resync.
 DIRTY_BLOCK_BYTES = 64 * KIB
-# Between two checkpoints, while there is anything to leave the log.
+# Between two checkpoints.
 CHECKPOINT_S = 5.0
+# A region that was written since so many checkpoints, a minute, stays in the log: most will be written again, and to
+# log each anew would cost their clients a durable write. After a crash they are compared, not copied.
+INTENT_KEPT_CHECKPOINTS = 12
 
 # --- Heartbeats -------------------------------------------------------------------------------
 

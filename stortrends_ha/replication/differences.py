@@ -2,7 +2,8 @@
 
 - The *intent log*: regions of 4 MiB. One is durably in it before its first write reaches either replica, and leaves it
   by a *checkpoint* only: when both replicas have flushed since its last write, or, on an owner that is alone, when the
-  dirty map durably has what was written there.
+  dirty map durably has what was written there. It stays for as long as it was written in one of the last
+  ``INTENT_KEPT_CHECKPOINTS``, as it would soon be logged again; a log that gets crowded keeps none of these.
 - The *dirty map*: blocks of 64 KiB that were written while the peer was away. They are to be copied.
 - *Doubtful* blocks: whatever was in the log when this node started, went alone or was told by its peer. Nobody knows
   whether they differ, so they are to be compared. They stay in the log until that is done.
@@ -17,10 +18,17 @@ Bounds: ``INTENT_REGIONS`` in the log, besides those that are doubtful: then new
 On the hot path: ``logged``, once a batch.
 """
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
-from stortrends_ha.limits import DIRTY_BLOCK_BYTES, INTENT_AHEAD, INTENT_REGION_BYTES, INTENT_REGIONS
+from stortrends_ha.limits import (
+    DIRTY_BLOCK_BYTES,
+    INTENT_AHEAD,
+    INTENT_KEPT_CHECKPOINTS,
+    INTENT_REGION_BYTES,
+    INTENT_REGIONS,
+)
 from stortrends_ha.protocol.nbd_transmission import Change
 from stortrends_ha.replication.block_map import BlockMap
 
@@ -69,7 +77,9 @@ class Differences:
         self._inherited: set[int] = set()  # regions of the log that have doubtful blocks
         self._durable = set(self._log)  # all that are durably in the log
         self._fresh: set[int] = set()  # of these, those that were written since a checkpoint began
-        self._old: set[int] = set()  # and those that were written before it, and since the one before
+        self._old: set[int] = set()  # and those that were written before it, and not made stable by one since
+        self._recent: deque[set[int]] = deque(maxlen=INTENT_KEPT_CHECKPOINTS)  # written before each checkpoint
+        self._leaving: set[int] = set()  # at the end of the checkpoint that is under way
         self._wanted: set[int] = set()
         self._committing: set[int] = set()
         self._forgotten = False  # nobody has asked for what is committed since ``forget``
@@ -132,6 +142,10 @@ class Differences:
         """Whether new regions wait for a checkpoint."""
         return len(self._durable) - len(self._inherited) >= INTENT_REGIONS
 
+    @property
+    def _crowded(self) -> bool:
+        return len(self._durable) - len(self._inherited) >= INTENT_REGIONS // 2
+
     def _commit(self) -> None:
         self._wanted -= self._durable
         if self._committing or not self._wanted or self.full:
@@ -152,18 +166,25 @@ class Differences:
         for then in waiting:
             then()
         self._commit()
-        if len(self._durable) - len(self._inherited) >= INTENT_REGIONS // 2 and not self._old:
+        if self._crowded and not self._leaving:
             self.crowded()
 
     # --- Checkpoints ----------------------------------------------------------------------------
 
     def begin_checkpoint(self) -> int:
-        """What was written before this may leave the log at the end of the checkpoint; its number, 0 if there is
-        nothing."""
-        self._old |= self._fresh
-        self._fresh = set()
+        """What was not written for a while may leave the log at the end of the checkpoint; its number, 0 if there is
+        nothing that has to become stable before."""
         self._checkpoint += 1
-        return self._checkpoint if self._old else 0
+        self._old |= self._fresh
+        self._recent.append(self._fresh)
+        self._fresh = set()
+        if self._crowded:
+            self._recent.clear()
+        self._leaving = self._durable.difference(self._inherited, *self._recent)
+        if self._leaving & self._old:
+            return self._checkpoint
+        self._end_leaving()
+        return 0
 
     def save_dirty(self, done: Callable[[], None]) -> None:
         """Make the dirty map durable, then call ``done``."""
@@ -172,15 +193,18 @@ class Differences:
     def end_checkpoint(self, number: int) -> None:
         """Both replicas have flushed, or the dirty map was saved, all of it after ``begin_checkpoint``. It does not
         count if another has begun, or the peer was dropped or added meanwhile."""
-        if number != self._checkpoint:
-            return
-        leaving = self._old - self._fresh - self._inherited
-        self._old = set()
-        self._leave(leaving)
+        if number == self._checkpoint:
+            self._old = set()
+            self._end_leaving()
 
     def void_checkpoint(self) -> None:
         """The one that is under way does not count: the peer, whose flush it waits for, has been lost."""
         self._checkpoint += 1
+        self._leaving = set()
+
+    def _end_leaving(self) -> None:
+        leaving, self._leaving = self._leaving, set()
+        self._leave(leaving - self._fresh - self._inherited)
 
     def _leave(self, regions: Collection[int]) -> None:
         self._durable.difference_update(regions)
@@ -274,6 +298,7 @@ class Differences:
         self.settle()
         self._forgotten = True
         self._old = self._fresh = set()
+        self._recent.clear()
         self.unflushed = set()
         self._leave(set(self._durable))
 

@@ -8,7 +8,7 @@ store per change, and nothing at all for reads while no change is in flight.
 Bound: ``ORDER_REGIONS`` entries; beyond, ``note`` empties the table and every read waits for what is in flight then.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from stortrends_ha.limits import ORDER_REGION_BYTES, ORDER_REGIONS, ORDER_REGIONS_PER_CHANGE
 from stortrends_ha.protocol.nbd_transmission import Change
@@ -45,11 +45,11 @@ class RegionsInFlight:
 
     def overlaps(self, offset: int, length: int, acked: int) -> bool:
         """Whether a read overlaps a change that is newer than ``acked``."""
-        if self._wide > acked:
+        first, last = offset >> _SHIFT, (offset + length - 1) >> _SHIFT
+        latest = self._latest
+        if self._wide > acked or latest.get(first, 0) > acked:
             return True
-        regions: Iterable[int] = range(offset >> _SHIFT, ((offset + length - 1) >> _SHIFT) + 1)
-        get = self._latest.get
-        return any(get(region, 0) > acked for region in regions)
+        return first != last and any(latest.get(region, 0) > acked for region in range(first + 1, last + 1))
 
     def clear(self) -> None:
         """Nothing is in flight."""

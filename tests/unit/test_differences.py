@@ -31,6 +31,7 @@ def small_blocks() -> Iterator[None]:
         INTENT_REGION_BYTES=REGION,
         INTENT_REGIONS=INTENTS,
         INTENT_AHEAD=2,
+        INTENT_KEPT_CHECKPOINTS=0,
         _BLOCK_SHIFT=10,
         _REGION_SHIFT=12,
         _BLOCKS=4,
@@ -169,6 +170,35 @@ def test_checkpoint_of_nothing_has_no_number(volume: Volume) -> None:
     assert volume.differences.begin_checkpoint()
 
 
+@pytest.fixture
+def keeping() -> Iterator[Volume]:
+    with patch.object(differences_module, "INTENT_KEPT_CHECKPOINTS", 2):
+        yield Volume()
+
+
+def test_region_that_was_written_lately_stays_and_nothing_is_flushed_for_it(keeping: Volume) -> None:
+    keeping.log(*change(0), *change(5 * REGION))
+    for _ in range(2):
+        assert keeping.differences.begin_checkpoint() == 0
+    assert keeping.log(*change(0))
+    number = keeping.differences.begin_checkpoint()
+    assert number
+    keeping.differences.end_checkpoint(number)
+    assert keeping.differences.ranges() == keeping.restarted().ranges() == [(0, REGION)]
+    for left in (1, 0):  # that flush was of both
+        assert keeping.differences.begin_checkpoint() == 0
+        assert keeping.differences.regions == left
+
+
+def test_crowded_log_keeps_nothing(keeping: Volume) -> None:
+    for region in range(INTENTS // 2):
+        keeping.log(*change(region * REGION))
+    number = keeping.differences.begin_checkpoint()
+    assert number
+    keeping.differences.end_checkpoint(number)
+    assert keeping.differences.regions == 0
+
+
 def test_more_regions_than_the_bound_wait_for_a_checkpoint(volume: Volume) -> None:
     calls = list[str]()
     volume.differences.crowded = lambda: calls.append("crowded")
@@ -230,10 +260,10 @@ def test_region_that_was_compared_stays_in_the_log_for_what_was_written_before_a
     volume.log(*change(0))
     volume.differences.doubt_log()
     volume.differences.begin_session(sync=False)
-    number = volume.differences.begin_checkpoint()
+    volume.checkpoint()
     volume.copied(0, 1, 2, 3)
     assert volume.differences.ranges() == [(0, REGION)]
-    volume.differences.end_checkpoint(number)
+    volume.checkpoint()
     assert volume.differences.ranges() == []
 
 
@@ -377,7 +407,8 @@ class Everything(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.intents, self.map = MemoryMap(at_once=False), MemoryMap(at_once=False)
-        self.differences = load_differences(SIZE, self.intents, self.map)
+        with patch.object(differences_module, "INTENT_KEPT_CHECKPOINTS", 1):
+            self.differences = load_differences(SIZE, self.intents, self.map)
         self.unequal, self.unstable = set[int](), set[int]()
         self.alone = self.late = self.session = False
         self.asking: list[list[Change]] = []

@@ -109,6 +109,13 @@ class Owner:
         self.receive(wire.frame(Kind.FLUSHED, EPOCH, number))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_kept_in_the_log() -> Iterator[None]:
+    """But what a checkpoint must not let go."""
+    with patch.object(differences_module, "INTENT_KEPT_CHECKPOINTS", 0):
+        yield
+
+
 @pytest.fixture
 def owner() -> Owner:
     owner = Owner()
