@@ -64,7 +64,7 @@ class Peer(Protocol):
         """Whether its heartbeat is being heard."""
 
     def heard_ns(self) -> int:
-        """When the newest heartbeat was heard that counts, on CLOCK_BOOTTIME; 0 for never."""
+        """When the peer was heard last, or a life of it that may know this node since; CLOCK_BOOTTIME, 0 for never."""
 
     async def will_ask_to_join(self, group: str, epoch: int) -> bool:
         """Remember that the peer is asked for a record of this epoch which has it in sync; false: it is not durable."""
@@ -257,8 +257,10 @@ class FencingArbiter(TwoNodes):
 
     @property
     def fencing(self) -> bool:
-        """Whether the peer is being turned off, or is off: what is granted on that may not be saved yet."""
-        return self._fencing.locked() or self._is_off()
+        """Whether the peer is being turned off, or something may be granted, or saved, because it is off."""
+        if self._fencing.locked() or (self._proposing and self._is_off()):
+            return True
+        return any(granted.epoch > self._own_record(group).epoch for group, granted in self._granted.items())
 
     async def _without_peer(self, group: str, answer: Unreachable) -> Granted | Unreachable:
         if hold := self._may_not_fence(group):

@@ -71,6 +71,7 @@ class Membership:
         self.meets_nobody = False
         self.owes_beat = False  # a beat sent now would be the one that the peer needs to meet me
         self._start_ns = now_ns
+        self._greeted_ns = 0
         self._seq = 0
         self._met_at_seq = 0  # my newest beat when I met the present life: a later life knows a newer one
         self._newest_ns = now_ns  # when ``peer`` was received
@@ -199,6 +200,7 @@ class Membership:
         return True
 
     def _note_unproven(self, beat: Heartbeat, now_ns: int) -> None:
+        self._greeted_ns = now_ns
         known_seq, _ = self._unproven.pop(beat.incarnation, (0, 0))
         _remember(self._unproven, beat.incarnation, (max(known_seq, beat.seq), now_ns), HEARTBEAT_GREETS)
         self.owes_beat |= not known_seq
@@ -229,6 +231,11 @@ class Membership:
     def last_heard_ns(self) -> int:
         """When the last sign of life came on any path; if none did, when this node started."""
         return max(path.heard_ns if path.heard_ns is not None else self._start_ns for path in self._paths)
+
+    @property
+    def last_noticed_ns(self) -> int:
+        """When the peer was heard last, or a life of it that may have got to know this node since; 0: never."""
+        return max(self._greeted_ns, self.last_heard_ns if self.peer else 0)
 
     def alive(self, now_ns: int) -> bool:
         """Whether a sign of life came within ``suspect_after``. Not alive is not yet suspected."""

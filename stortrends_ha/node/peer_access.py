@@ -90,7 +90,7 @@ class PeerAccess:
 
     def heard_ns(self) -> int:
         """See ``arbiter.fencing.Peer``."""
-        return self._membership.last_heard_ns if self._membership.peer else 0
+        return self._membership.last_noticed_ns
 
 
 class _Asked:

@@ -163,8 +163,7 @@ class Supervisor:
     # --- Heartbeats ---------------------------------------------------------------------------
 
     def _news(self) -> News:
-        fencing = isinstance(self._arbiter, FencingArbiter) and self._arbiter.fencing
-        self._membership.meets_nobody = fencing and any(runner.core.proposing for runner in self._runners.values())
+        self._membership.meets_nobody = isinstance(self._arbiter, FencingArbiter) and self._arbiter.fencing
         beats = [runner.beat() for runner in self._runners.values()]
         return News(beats, self._wishes.draining, self._wishes.stopping)
 

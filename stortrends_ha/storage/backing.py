@@ -125,13 +125,16 @@ class Backing:
     def read_into(self, view: memoryview, offset: int) -> bool:
         """Fill ``view`` from the page cache; False if that needs the disk. Raises StorageError."""
         try:
-            return os.preadv(self.fd, [view], offset, os.RWF_NOWAIT) == len(view)
+            cached = os.preadv(self.fd, [view], offset, os.RWF_NOWAIT) == len(view)
         except BlockingIOError:
             return False
         except OSError as e:
             if e.errno not in _UNSUPPORTED:
                 raise self._failure("read", e) from None
             return False
+        if self._sync_failed:
+            raise self._dropped()
+        return cached
 
     def read(self, offset: int, length: int) -> bytearray:
         """Read from cache or disk, whichever it takes. Safe in any thread. Raises StorageError."""
@@ -145,7 +148,13 @@ class Backing:
                 done += count
         except OSError as e:
             raise self._failure("read", e) from None
+        if self._sync_failed:
+            raise self._dropped()
         return buffer
+
+    def _dropped(self) -> SyncFailedError:
+        """A read came after a failed sync, which may have dropped what it should have found (rule 13)."""
+        return SyncFailedError(f"volume {self.volume}: cannot read {self.path}: an earlier sync failed")
 
     def prefetch(self, offset: int, length: int) -> None:
         """Start to read the beginning of a range into the page cache: a hint, so what goes wrong does not matter."""

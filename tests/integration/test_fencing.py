@@ -312,6 +312,30 @@ class TestWhenToFence:
         assert isinstance(answer, Unreachable)
         assert "was reported off, but is heard" in answer.why
 
+    async def test_nobody_is_met_while_something_is_granted_because_the_peer_is_off(
+        self, make_fence: MakeFence
+    ) -> None:
+        fence = make_fence("time.sleep(0.2)\n" + WORKS)
+        node = Node(fence.agent)
+        assert not node.arbiter.fencing
+        proposal = asyncio.create_task(node.go_alone())
+        while not fence.asked:
+            await asyncio.sleep(0.01)
+        assert node.arbiter.fencing
+        assert await proposal == FENCED
+        assert node.arbiter.fencing
+        assert FENCED.instead
+        node.records["g"] = FENCED.instead  # it is saved: whoever meets this node learns of it
+        assert not node.arbiter.fencing
+
+    async def test_a_peer_that_was_fenced_in_vain_is_met_again(self, make_fence: MakeFence) -> None:
+        """It was heard until just before, so nothing was granted; and nothing may ever be without it."""
+        node = Node(make_fence(WORKS).agent, unanswered_s=0.0)
+        node.peer.is_alive = True
+        assert isinstance(await node.go_alone(), Unreachable)
+        node.peer.is_alive = False
+        assert not node.arbiter.fencing
+
     async def test_a_record_learnt_while_fencing_counts(self, make_fence: MakeFence) -> None:
         fence = make_fence("time.sleep(0.5)\n" + WORKS)
         node = Node(fence.agent)

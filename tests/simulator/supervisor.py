@@ -118,7 +118,7 @@ class Supervisor(Actor):
     def _send_beat(self, view: View) -> None:
         self._kicked = False
         group, replica = self.group, self.replica
-        self.membership.meets_nobody = self.two_nodes is not None and self.two_nodes.fencing and group.proposing
+        self.membership.meets_nobody = self.two_nodes is not None and self.two_nodes.fencing
         said = GroupBeat(
             GROUP,
             group.record,

@@ -55,9 +55,6 @@ class _Access(PeerAccess):
     def asked_to_join(self, _group: str) -> int:
         return self._host.asked_to_join
 
-    def heard_ns(self) -> int:
-        return self._membership.last_heard_ns if self._membership.peer else 0
-
 
 class _Fencing(FencingArbiter):
     """The agent is the world's."""

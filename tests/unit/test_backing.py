@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stortrends_ha.errors import StorageError
+from stortrends_ha.errors import StorageError, SyncFailedError
 from stortrends_ha.protocol.nbd_transmission import OP_PUNCH, OP_WRITE, OP_ZERO, Change
 from stortrends_ha.storage import backing as backing_module
 from stortrends_ha.storage.backing import Backing
@@ -622,6 +622,20 @@ async def test_nothing_is_called_stable_after_a_failed_sync(file: Path, opened: 
     assert (flushing.running, flushing.done) == (0, [])
     with pytest.raises(StorageError):
         flushing.backing.flush_now()
+
+
+async def test_nothing_is_read_after_a_failed_sync(file: Path, opened: Opened) -> None:
+    """Rule 13: the kernel may have dropped what was answered; that holds before anybody has been told of it."""
+    backing = opened(file)
+    view = memoryview(bytearray(512))
+    backing.read(0, 512)
+    assert backing.read_into(view, 0)
+    with unsyncable(backing), pytest.raises(SyncFailedError):
+        await asyncio.get_running_loop().run_in_executor(opened.executor, backing.flush_now)
+    assert opened.failures == []
+    for read in (lambda: backing.read_into(view, 0), lambda: backing.read(0, 512)):
+        with pytest.raises(SyncFailedError, match="an earlier sync failed"):
+            read()
 
 
 @needs_root

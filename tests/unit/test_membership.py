@@ -63,6 +63,18 @@ def test_three_beats_make_two_nodes_meet() -> None:
     assert b.compose(0).greets == ()
 
 
+def test_a_life_that_is_greeted_is_noticed_before_it_is_a_sign_of_life() -> None:
+    """It may know this node from then on: that it is off must not be believed any longer."""
+    a, _ = met()
+    assert a.last_noticed_ns == a.last_heard_ns == 0
+    again = node("b", 22, 50 * MS)
+    assert not a.heard(again.compose(50 * MS), 0, 51 * MS)
+    assert (a.last_heard_ns, a.last_noticed_ns) == (0, 51 * MS)
+    a.meets_nobody = True
+    assert not a.heard(again.compose(52 * MS), 0, 53 * MS)
+    assert (a.last_noticed_ns, a.compose(54 * MS).greets) == (51 * MS, ())
+
+
 @pytest.mark.parametrize("offset_ms", [0, 1, 50, 99])
 def test_two_nodes_meet_within_two_intervals_whenever_they_start(offset_ms: int) -> None:
     a, b = node("a", 11, 0), node("b", 21, offset_ms * MS)
