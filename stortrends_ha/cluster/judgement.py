@@ -15,7 +15,7 @@ def obstacle(record: Record, alone_since: int, me: str, replica: Replica, *, in_
     if replica.failure:
         return f"its disk failed: {replica.failure}"
     if record.epoch > 1 and not replica.has_data:
-        return "it has no data of the group: its disk was replaced, or its state is lost"
+        return "it has no data of the group: its disk was replaced, its state is lost, or it never had any"
     if replica.needs_sync:
         return "a sync of its copy did not end"
     settled = record.alone and replica.settled_epoch >= alone_since

@@ -18,6 +18,7 @@ _PROCESSES = 2
 KEPT = {
     14: "a new group whose owner was restarted before it had served never came up (witness)",
     48: "the same, with no third machine",
+    880062: "an override of a new group was granted, and its node lost power before it had led",
     2026112362: "a read between a failed sync and its report found what the kernel had put back",
     2026112765: "a node that had fenced its peer in vain, and lost its cache then, never met it again",
 }

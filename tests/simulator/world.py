@@ -181,11 +181,13 @@ class World:
         return next(host for host in self.hosts if host.name == record.owner)
 
     def _override(self) -> None:
-        """It is not well: right only if the one copy that counts has lost its cache, or if the
-        operator had chosen one that is half of a sync, and has not seen it through."""
+        """It is not well: right only if the one copy that counts has lost its cache, or if the operator had chosen
+        one that is half of a sync, or of a new group, and has not seen it through: the override is not carried out by
+        a later life of a node."""
         record = self.record()
         owner = self.owner()
-        overridden = record is not None and record.epoch in self.arbiter.forced and owner.state.needs_sync
+        overridden = record is not None and record.epoch in self.arbiter.forced
+        overridden = overridden and (owner.state.needs_sync or not owner.state.lineage)
         held = record is not None and record.alone and (owner.lost_cache or overridden)
         if not held:
             raise Violation(f"all faults have ended {_WELL_WITHIN_NS // S} s ago, and not all is well: {self.state()}")
