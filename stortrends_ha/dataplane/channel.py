@@ -5,6 +5,7 @@ The end of the channel is the end of the supervisor, and of this process, at onc
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -41,6 +42,7 @@ class Channel:
 
     async def commands(self) -> AsyncIterator[Command]:
         """What the supervisor says. Raises ProtocolError."""
-        while line := await self._reader.readline():
-            yield parse(line)
+        with contextlib.suppress(ConnectionError):  # it was killed before it had read all that it was told
+            while line := await self._reader.readline():
+                yield parse(line)
         os._exit(1)

@@ -21,7 +21,6 @@ from collections.abc import Callable
 from stortrends_ha.errors import StorageError
 from stortrends_ha.limits import INPUT_BUFFER_BYTES
 from stortrends_ha.protocol import nbd_transmission as nbd
-from stortrends_ha.protocol.link import Endpoint
 from stortrends_ha.protocol.nbd_handshake import Negotiated
 from stortrends_ha.protocol.nbd_transmission import Batch, Decoder, Other
 from stortrends_ha.replication.gate import Gate
@@ -53,9 +52,9 @@ class Connection:
         "_reads",
         "_rest",
         "_sender",
-        "_sock",
         "closed",
         "export",
+        "sock",
     )
 
     def __init__(
@@ -68,7 +67,7 @@ class Connection:
         gone: "Callable[[Connection, str], None]",
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._sock = sock
+        self.sock = sock
         self._primary = primary
         self._gone = gone
         self._context_id = next(iter(agreed.contexts), 0)  # there is one context, base:allocation
@@ -98,17 +97,7 @@ class Connection:
 
     def fileno(self) -> int:
         """The socket's file descriptor."""
-        return self._sock.fileno()
-
-    def endpoint(self) -> Endpoint | None:
-        """Its TCP connection; None if it is none any more, or a Unix socket."""
-        try:
-            client, server = self._sock.getpeername(), self._sock.getsockname()
-        except OSError:
-            return None
-        if self._sock.family == socket.AF_UNIX:
-            return None
-        return client[0], client[1], server[0], server[1]
+        return self.sock.fileno()
 
     def hung_up(self) -> None:
         """The client has gone; what it sent before is still taken if it can be taken now."""
@@ -122,7 +111,7 @@ class Connection:
         if have:
             _input[:have] = self._rest
         try:
-            count = self._sock.recv_into(_input[have:] if have else _input)
+            count = self.sock.recv_into(_input[have:] if have else _input)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as e:
@@ -247,9 +236,9 @@ class Connection:
         if reading != self._reading and not self.closed:
             self._reading = reading
             if reading:
-                self._loop.add_reader(self._sock.fileno(), self._on_readable)
+                self._loop.add_reader(self.sock.fileno(), self._on_readable)
             else:
-                self._loop.remove_reader(self._sock.fileno())
+                self._loop.remove_reader(self.sock.fileno())
 
     @property
     def in_flight(self) -> int:
@@ -264,5 +253,5 @@ class Connection:
         self.closed = True
         self._primary.detach(self)
         self._sender.close()
-        self._sock.close()
+        self.sock.close()
         self._gone(self, why)

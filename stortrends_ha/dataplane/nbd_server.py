@@ -24,7 +24,7 @@ from stortrends_ha.replication.primary import Primary
 from .export import Export, ServerCounters
 from .nbd_connection import Connection
 from .sender import Sender
-from .sockets import set_up, tcp_listener, unix_listener
+from .sockets import endpoint_of, set_up, tcp_listener, unix_listener
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ class Negotiation:
     """A connection in its handshake."""
 
     def __init__(self, server: "NbdServer", sock: socket.socket) -> None:
+        self.sock = sock
         self._server = server
-        self._sock = sock
         self._loop = server.loop
         self._handshake = Handshake(server.offers)
         self._sender = Sender(server.loop, sock, self._drained, self.close)
@@ -55,7 +55,7 @@ class Negotiation:
 
     def _on_readable(self) -> None:
         try:
-            data = self._sock.recv(_HANDSHAKE_READ_BYTES)
+            data = self.sock.recv(_HANDSHAKE_READ_BYTES)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as e:
@@ -68,7 +68,7 @@ class Negotiation:
         if self._handshake.closed is not None:
             self.close(self._handshake.closed)
         elif self._handshake.result is not None or self._sender.backlog_bytes:
-            self._loop.remove_reader(self._sock.fileno())
+            self._loop.remove_reader(self.sock.fileno())
             self._drained()
 
     def _drained(self) -> None:
@@ -76,10 +76,10 @@ class Negotiation:
         if self._sender.backlog_bytes or self._sender.closed:
             return
         if self._handshake.result is None:
-            self._loop.add_reader(self._sock.fileno(), self._on_readable)
+            self._loop.add_reader(self.sock.fileno(), self._on_readable)
             return
         self._leave()
-        self._server.negotiated(self._sock, self._handshake)
+        self._server.negotiated(self.sock, self._handshake)
 
     def _leave(self) -> None:
         self._timeout.cancel()
@@ -92,9 +92,10 @@ class Negotiation:
         if self not in self._server.negotiations:
             return
         log.info("a client has left during its handshake: %s", why)
-        self._loop.remove_reader(self._sock.fileno())
+        self._loop.remove_reader(self.sock.fileno())
         self._leave()
-        self._sock.close()
+        self.sock.close()
+        self._server.changed()
 
 
 class NbdServer:
@@ -119,7 +120,7 @@ class NbdServer:
         self.why = ""  # it does not listen yet
         self._primary = primary
         self._gate = gate
-        self._changed = changed  # clients have come or gone, or ``why`` has changed
+        self.changed = changed  # clients have come or gone, or ``why`` has changed
         self._listeners: list[socket.socket] = []
         self._again: asyncio.TimerHandle | None = None
         self._next_sweep = self.loop.call_later(_SWEEP_S, self._sweep)
@@ -139,7 +140,7 @@ class NbdServer:
         if self.why != before:
             if self.why:
                 log.warning("%s; trying again", self.why)
-            self._changed()
+            self.changed()
 
     def _add_listener(self, listener: socket.socket) -> None:
         self._listeners.append(listener)
@@ -160,8 +161,8 @@ class NbdServer:
             return
         self.counters.connections_accepted += 1
         set_up(sock)
-        negotiation = Negotiation(self, sock)
-        self.negotiations.add(negotiation)
+        self.negotiations.add(Negotiation(self, sock))
+        self.changed()
 
     def _accept_again(self, listener: socket.socket) -> None:
         if listener in self._listeners:
@@ -174,13 +175,13 @@ class NbdServer:
         export = self.exports[result.export.name]
         connection = Connection(sock, export, self._primary, result, self._gate, self._gone)
         self.connections.add(connection)
-        self._changed()
+        self.changed()
         log.info("volume %s: a client has come", export.offer.name)
         connection.start()
 
     def _gone(self, connection: Connection, why: str) -> None:
         self.connections.discard(connection)
-        self._changed()
+        self.changed()
         log.info("volume %s: a client has left: %s", connection.export.offer.name, why)
 
     def _sweep(self) -> None:
@@ -194,9 +195,9 @@ class NbdServer:
         self._next_sweep = self.loop.call_later(_SWEEP_S, self._sweep)
 
     def endpoints(self) -> list[Endpoint]:
-        """The TCP connections of all clients."""
-        found = [connection.endpoint() for connection in self.connections]
-        return sorted(endpoint for endpoint in found if endpoint is not None)
+        """The TCP connections of all clients, from their first moment."""
+        sockets = [client.sock for client in self.connections] + [client.sock for client in self.negotiations]
+        return sorted(endpoint for endpoint in map(endpoint_of, sockets) if endpoint is not None)
 
     def gate_opened(self) -> None:
         """Rule 5: what was held may leave."""

@@ -44,7 +44,7 @@ _WHAT = {
     Plan.RECONCILE: "what may differ is made equal",
     Plan.SYNC: "sync of what it may lack",
 }
-CLIENTS_S = 0.1
+CLIENTS_S = 0.01
 
 
 class OwnerLink:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from stortrends_ha.config import Address
 from stortrends_ha.errors import StartError
+from stortrends_ha.protocol.link import Endpoint
 
 # linux/in.h, linux/in6.h: IP_FREEBIND, IPV6_FREEBIND, which the ``socket`` module lacks.
 _FREEBIND = {socket.AF_INET: (socket.IPPROTO_IP, 15), socket.AF_INET6: (socket.IPPROTO_IPV6, 78)}
@@ -21,6 +22,17 @@ def set_up(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 6)
+
+
+def endpoint_of(sock: socket.socket) -> Endpoint | None:
+    """Its TCP connection; None if it is none any more, or a Unix socket."""
+    try:
+        client, server = sock.getpeername(), sock.getsockname()
+    except OSError:
+        return None
+    if sock.family == socket.AF_UNIX:
+        return None
+    return client[0], client[1], server[0], server[1]
 
 
 def tcp_listener(host: str, port: int, purpose: str, absent: bool = False) -> socket.socket:

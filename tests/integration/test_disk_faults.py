@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import nbd_raw as nbd
@@ -172,7 +172,8 @@ def test_last_copy_that_fails_answers_everything_with_an_error(make_pair: MakePa
         ASK["write"](client)
     ASK[what](client)
     wait_failed(owner)
-    assert not client.socket.recv(1)  # what was under way loses its connection
+    with suppress(ConnectionResetError):  # it depends on what the owner had read of it
+        assert not client.socket.recv(1)  # what was under way loses its connection
     for ask in ASK.values():
         client = Client(pair)
         refused(client, ask(client))

@@ -147,7 +147,7 @@ class Negotiation(nbd_server.Negotiation):
     """Likewise."""
 
     def __hash__(self) -> int:
-        return self._sock.fileno()
+        return self.sock.fileno()
 
 
 class Secondary(secondary.Secondary):
