@@ -227,9 +227,10 @@ class Moving:
             return self._in_words(last) if last else ""
         if not views[self.to]["serving"]:
             return ""
-        if self.override:
-            return f"is served by {self.to} now."
         self._served_s = self._served_s or now_s
+        if self.override:
+            took_ms = last["duration_ms"] if last else (self._served_s - self.began_s) * 1000
+            return f"is served by {self.to} now. Clients were held until {took_ms:.0f} ms after the override began."
         if last:
             return self._in_words(last)
         if len(views) > 1 and now_s < self._served_s + LAST_WORD_S:

@@ -265,7 +265,7 @@ def _troubles(nodes: Mapping[str, NodeStatus]) -> Iterator[Text]:
 
 
 def _moves(nodes: Mapping[str, NodeStatus], verbose: bool) -> Iterator[Text]:
-    """The newest change of each group's owner, from the node that measured it."""
+    """The newest change of who serves each group, from the node that measured it."""
     for name, views in _views(nodes):
         newest = min(_last_moves(views), key=lambda found: found[1]["ago_s"], default=None)
         if newest is None:
@@ -278,6 +278,8 @@ def _moves(nodes: Mapping[str, NodeStatus], verbose: bool) -> Iterator[Text]:
 def _move(kind: str, to: str, duration_ms: float, ago: str) -> str:
     if kind == "override":
         return f"was given to {to} by the operator's override {ago} ago."
+    if kind == "alone":
+        return f"went on alone on {to} {ago} ago; clients were held for {_milliseconds(duration_ms)}."
     how = "was taken over by" if kind == "takeover" else "moved to"
     return f"{how} {to} {ago} ago; clients were held for {_milliseconds(duration_ms)}."
 

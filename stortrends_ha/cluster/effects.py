@@ -115,10 +115,10 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A change of owner has ended here, and this node serves: for the log and the metrics."""
+    """Clients are answered again after a change of the record that had held them: for the log and the metrics."""
 
-    kind: str  # "takeover", "handover" or "override"
-    duration_ns: int  # since the old owner was heard or served last
+    kind: str  # "takeover", "handover", "override", or "alone": the owner went on without its secondary
+    duration_ns: int  # since the other node was heard, or served, last
 
 
 Effect = (

@@ -77,7 +77,7 @@ def _end_of_rest(group: Group, peer_name: str, view: View) -> str:
     if peer_name not in group.record.in_sync:
         return override or "no other node has everything: mend the disk and start this node again"
     if not view.alive:
-        return f"{peer_name} takes over when it is back" + (f", or {override}" if override else "")
+        return f"it goes on when {peer_name} is back" + (f", or {override}" if override else "")
     if view.peer is not None and view.peer.unfit:
         return f"{peer_name} must not either, as {view.peer.unfit}" + (f"; {override}" if override else "")
     return f"{peer_name} takes over{_refused(group)}"
@@ -106,7 +106,10 @@ def _bereft(group: Group, peer_name: str, view: View, trouble: str, back: str) -
         return f"{trouble}, and this node is about to take over"
     override = _override(group, view.replica, f"losing what only {peer_name} has")
     ends = f"it goes on when {back}" + (f", or {override}" if override else "")
-    return f"{trouble}, and this node must not take over, as {unfit}; {ends}"
+    unknown = ""
+    if group.waits_for and not group.record.alone:
+        unknown = f"; whether {peer_name} went on alone before is not known ({group.waits_for})"
+    return f"{trouble}, and this node must not take over, as {unfit}{unknown}; {ends}"
 
 
 def _taking(group: Group, peer_name: str, view: View) -> str:

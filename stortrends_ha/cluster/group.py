@@ -32,6 +32,8 @@ from stortrends_ha.cluster.view import Replica, Saved, Timing, View
 from stortrends_ha.cluster.wishes import Wishes
 from stortrends_ha.record import Record
 
+_ALONE = "alone"  # of changes: the owner goes on without its secondary
+
 
 class Group:
     """One group on the node ``me``."""
@@ -192,7 +194,9 @@ class Group:
     def _adopt(self, record: Record, why: str) -> None:
         """A newer record is known, which settles whatever was proposed before: save it first."""
         goes_on = record.alone and self.record.alone and record.owner == self.record.owner == self._me
-        self._saving = Saved(record, self._alone_since if goes_on else record.epoch)
+        if record == self._forcing:
+            why = "the operator overrides, and accepts that acknowledged writes may be lost"
+        self._saving = Saved(record, self._alone_since if goes_on else record.epoch, why)
         self._register.settle()
         self._say(f"the record is now {record}, because {why}")
         self._out.put(do.Save(self._saving))
@@ -218,7 +222,7 @@ class Group:
 
     def _begin(self) -> None:
         """A new group: both nodes and the arbiter agree on its first record."""
-        self._saving = Saved(self.record, self.record.epoch)
+        self._saving = Saved(self.record, self.record.epoch, "the group is new")
         self._out.put(do.Save(self._saving))
 
     def _not_granted(self, why: str, view: View) -> None:
@@ -452,7 +456,8 @@ class Group:
         entitled = self.may_hold_addresses(view)
         if entitled and self._orders.carried_out:
             self._orders.claim()
-        elif not entitled:
+        elif not entitled and self._orders.claimed:
+            self._say("giving its addresses up, as it has no lease")
             self._orders.unclaim()
 
     def _step_mirrored(self, view: View, replica: Replica) -> None:
@@ -460,10 +465,13 @@ class Group:
         trouble = judge.reason_to_go_alone(self.record, self._peer, view, self._timing, absent_ns)
         if trouble or self._register.open is not None:
             self._well_ns = view.now_ns
+            self._wishes.begin_once(_ALONE, min(self._session_ns, view.now_ns - (0 if view.alive else view.silent_ns)))
             if self._wishes.force and view.suspected:  # nothing is lost by it: this node has every acknowledged write
                 self._register.force(self.record.owned_alone(self._me), view.now_ns)
             self._propose(self.record.owned_alone(self._me), trouble or "an earlier proposal was not answered", view)
             return
+        if self._wishes.begun == _ALONE:
+            self._wishes.begun_no_more()
         why = self._reason_to_move(view, replica)
         if why and self._register.answers(view.now_ns):  # else clients would be held for nothing
             self._say(f"handing over to {self._peer}: {why}")
@@ -548,6 +556,8 @@ class Group:
 
     def _tell_moved(self, view: View) -> None:
         replica = view.replica
+        if self._wishes.begun == _ALONE and not self.record.alone:
+            return  # reads are answered while the lease lasts
         if self.phase is Phase.LEADING and replica and replica.serving and replica.epoch == self.record.epoch:
             self._wishes.end(view.now_ns)
 

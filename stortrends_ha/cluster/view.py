@@ -1,6 +1,6 @@
 """What the state machine of a group looks at: the peer, the own replica, the operator's wishes for the node. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stortrends_ha.record import Record
 
@@ -61,6 +61,7 @@ class Saved:
 
     record: Record
     alone_since: int  # the epoch since which it has owned alone without a break, else the record's; 0: never saved
+    why: str = field(default="", compare=False)  # a clause for the history
 
 
 @dataclass(frozen=True, slots=True)

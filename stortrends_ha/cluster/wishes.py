@@ -65,6 +65,11 @@ class Wishes:
         if self._move is None or self._move.kind != kind:
             self.begin(kind, since_ns)
 
+    @property
+    def begun(self) -> str:
+        """The kind of the change that is under way; empty without one."""
+        return self._move.kind if self._move else ""
+
     def begun_no_more(self) -> None:
         """Nothing came of the change that had begun."""
         self._move = None

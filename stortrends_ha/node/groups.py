@@ -58,7 +58,7 @@ class Wishes:
 
 @dataclass(frozen=True, slots=True)
 class LastMove:
-    """The newest change of owner that this node has seen to its end."""
+    """The newest change of who serves that this node has seen to its end."""
 
     kind: str
     duration_ms: float
@@ -276,9 +276,10 @@ class GroupRunner:
     def _note_move(self, kind: str, duration_ns: int) -> None:
         self.last_move = LastMove(kind, duration_ns / _MS_NS, now_ns())
         self.moves[kind] += 1
-        owner = self.core.record.owner
+        record, held_ms = self.core.record, duration_ns / _MS_NS
+        what = f"going on alone on {record.owner}" if kind == "alone" else f"{kind} to {record.owner}"
         level = logging.INFO if kind == "handover" else logging.WARNING
-        log.log(level, "Group %s: %s to %s has ended after %.0f ms.", self.name, kind, owner, duration_ns / _MS_NS)
+        log.log(level, "Group %s: %s has ended after %.0f ms (epoch %d).", self.name, what, held_ms, record.epoch)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

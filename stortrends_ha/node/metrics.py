@@ -202,7 +202,7 @@ NODE_DEFINITIONS: tuple[NodeDefinition, ...] = (
     _owned("group_arbiter_waiting", "gauge", "1 while the arbiter does not answer a question about the group.",
            lambda view: bool(view["arbiter"])),
     NodeDefinition("group_moves", "counter", ("group", "kind"),
-                   "Changes of owner that this node has seen to their end.", _moves),
+                   "Changes of who serves the group that this node has seen to their end.", _moves),
     _owned("group_last_move_seconds", "gauge", "For how long clients were held by the newest of them; absent before.",
            lambda view: view["last_move"]["duration_ms"] / 1000 if view["last_move"] else None),
 )  # fmt: skip

@@ -74,7 +74,8 @@ class Records:
         if await aiofiles.os.path.exists(path) and await aiofiles.os.path.getsize(path) > HISTORY_BYTES:
             await aiofiles.os.replace(path, path.with_suffix(".history.1"))
         async with aiofiles.open(path, "a") as file:
-            await file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {saved.record}\n")
+            because = f", because {saved.why}" if saved.why else ""
+            await file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {saved.record}{because}\n")
 
     def clients(self, group: str) -> list[Endpoint]:
         """Those that were kept last; none if that cannot be read."""

@@ -1,5 +1,6 @@
 """Drives one ``cluster.group.Group`` by hand: a view to change, the effects that it wants, answers to give."""
 
+import re
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -85,6 +86,7 @@ class Machine:
         for effect in effects:
             match effect:
                 case do.Decision(text):
+                    assert re.search(r" \(epoch \d+\)$", text), f"the log must say at which epoch: {text}"
                     self.log.append(text)
                 case do.Lease(until_ns):
                     self.leases.append(until_ns)

@@ -248,6 +248,7 @@ def test_a_problem_with_floating_addresses_is_said(capsys: pytest.CaptureFixture
     [
         ("handover", "node-a", "node-b", "rg-a moved to node-b 3 min ago; clients were held for 84 ms."),
         ("takeover", "node-b", "node-b", "rg-a was taken over by node-b 3 min ago; clients were held for 84 ms."),
+        ("alone", "node-a", "node-a", "rg-a went on alone on node-a 3 min ago; clients were held for 84 ms."),
         ("override", "node-b", "node-b", "rg-a was given to node-b by the operator's override 3 min ago."),
     ],
 )

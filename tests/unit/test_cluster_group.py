@@ -92,7 +92,7 @@ def test_a_takeover_stops_listening_then_proposes_then_saves_then_leads_after_th
     only(machine.done(lead), do.Claim)  # clients can connect, and wait
     machine.replica_is(epoch=6, leading=True, serving=True)
     machine.step()
-    assert [moved.kind for moved in machine.moved] == ["takeover"]
+    assert machine.moved == [do.Moved("takeover", 2 * S)]  # since the old owner was heard last
 
 
 def test_an_owner_is_given_time_to_go_on_alone_before_the_secondary_reaches_for_it() -> None:
@@ -194,7 +194,13 @@ def test_an_owner_that_misses_its_peer_goes_on_alone_only_when_that_is_granted()
     machine.passes(300 * MS)
     propose = only(machine.step(), do.Propose)
     save = only(machine.answered(propose, Granted()), do.Save)
-    assert only(machine.saved(save), do.Lead).record == alone(6)
+    lead = only(machine.saved(save), do.Lead)
+    assert lead.record == alone(6)
+    machine.done(lead)
+    assert machine.moved == []
+    machine.replica_is(epoch=6, leading=True, serving=True)
+    machine.step()
+    assert machine.moved == [do.Moved("alone", 2 * S + 300 * MS)]  # since the secondary was heard last
 
 
 def test_an_owner_in_doubt_whether_it_was_itself_asleep_does_not_go_alone() -> None:
@@ -210,6 +216,7 @@ def test_an_owner_whose_peer_is_back_before_anything_was_asked_goes_on_as_before
     machine.passes(300 * MS)
     machine.peer_is()
     assert machine.step() == []
+    assert machine.moved == []
 
 
 @pytest.mark.parametrize("trouble", ["no link", "unfit"])
@@ -622,6 +629,18 @@ def test_an_override_lets_an_owner_go_on_alone_without_its_arbiter_and_loses_not
     force = only(machine._sorted(machine.group.force(machine.view)), do.Force)
     lead = only(machine.saved(only(machine.answered(force, Granted()), do.Save)), do.Lead)
     assert (lead.record, lead.forced) == (alone(6), False)
+
+
+def test_the_history_says_that_a_record_was_forced_and_what_led_to_any_other() -> None:
+    machine = Machine(mirrored())
+    machine.peer_is_silent()
+    force = only(machine.done(only(machine._sorted(machine.group.force(machine.view)), do.Idle)), do.Force)
+    saved = only(machine.answered(force, Granted()), do.Save).saved
+    assert saved.why == "the operator overrides, and accepts that acknowledged writes may be lost"
+    machine = leading(mirrored())
+    machine.peer_is_silent()
+    saved = only(machine.answered(only(machine.step(), do.Propose), Granted()), do.Save).saved
+    assert saved.why == "the arbiter granted it"
 
 
 def test_an_override_never_takes_a_group_from_a_peer_that_serves_it() -> None:

@@ -81,6 +81,18 @@ def test_a_secondary_that_must_not_take_over_says_why_and_what_the_operator_can_
     )
 
 
+def test_a_secondary_that_lost_its_cache_says_that_it_does_not_know_whether_the_owner_went_on_alone() -> None:
+    """Row 11: both lost power, one returned, and so did no arbiter."""
+    machine = following(OTHERS)
+    machine.replica_is(lost_cache=True)
+    machine.peer_is_silent(300 * S)
+    machine.answered(only(machine.step(), do.Read), Unreachable(AWAY, asked=False))
+    _, why = said(machine)
+    unfit = "its host restarted or its disk failed, so its copy may lack acknowledged writes"
+    unknown = f"whether node-b went on alone before is not known ({AWAY})"
+    assert f"this node must not take over, as {unfit}; {unknown}; it goes on when node-b is back, or by the" in why
+
+
 def test_a_secondary_whose_owner_is_there_but_cannot_serve_passes_on_why() -> None:
     machine = following(OTHERS)
     machine.replica_is(needs_sync=True)
@@ -160,8 +172,8 @@ def test_a_peer_that_cannot_be_added_without_the_arbiter_is_said() -> None:
         ({}, {}, "node-b takes over"),
         ({"unfit": "its disk failed: vm-a"}, {}, "node-b must not either, as its disk failed: vm-a; by the operator"),
         ({"unfit": "its disk failed: vm-a"}, {"failure": "vm-b"}, "node-b must not either, as its disk failed: vm-a"),
-        (None, {}, "node-b takes over when it is back, or by the operator, losing what is not here: stortrends-ha"),
-        (None, {"failure": "vm-b"}, "node-b takes over when it is back"),
+        (None, {}, "it goes on when node-b is back, or by the operator, losing what is not here: stortrends-ha"),
+        (None, {"failure": "vm-b"}, "it goes on when node-b is back"),
     ],
 )
 def test_an_owner_that_must_not_serve_says_who_can(

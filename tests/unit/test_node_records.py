@@ -21,6 +21,17 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     assert records.load("rg-b", "node-b", NODES) == Saved(Record(1, "node-b", ("node-b",)), 0)
 
 
+def test_the_history_says_how_each_record_came_about(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    for epoch, why in ((7, ""), (8, "the operator overrides")):
+        asyncio.run(records.save("rg-a", Saved(Record(epoch, "node-b", NODES), 5, why)))
+    lines = (tmp_path / "records" / "rg-a.history").read_text().splitlines()
+    assert [line.partition(" ")[2] for line in lines] == [
+        "epoch 7: node-b owns, in sync node-a and node-b",
+        "epoch 8: node-b owns, in sync node-a and node-b, because the operator overrides",
+    ]
+
+
 @pytest.mark.parametrize("in_sync", [("node-x",), ("node-a", "node-x")])
 def test_a_record_with_a_node_that_there_is_not_is_damaged(tmp_path: Path, in_sync: tuple[str, ...]) -> None:
     records = Records(tmp_path)
