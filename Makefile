@@ -15,6 +15,8 @@ ARGS ?=
 SEEDS ?= 20000
 START ?= $(shell date +%s)
 FUZZ_ROUNDS ?= 10
+# Processes that run tests side by side: most tests wait for something most of the time.
+WORKERS ?= 3
 
 # program:package of Debian that has it; a path (with *) stands for itself
 TEST_PROGRAMS := fio:fio nbdinfo:libnbd-bin nbdcopy:libnbd-bin nbdfuse:libnbd-bin nbdsh:python3-libnbd \
@@ -88,7 +90,7 @@ test: test-packages $(VENV)/.test ## Check style, types and imports, and run all
 	$(BIN)/mypy --package tests.failures --package tests.guest --package tests.history
 	$(BIN)/mypy --package tests.simulator --package tests.rules_model
 	$(BIN)/lint-imports
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 .PHONY: test-guest
 test-guest: test-guest-packages $(VENV)/.test ## Run a virtual machine on a volume while its nodes are killed (QEMU, no KVM)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from .arbiter import NAME as ARBITER
 from .clock import MS, S
+from .network import Quality
 
 if TYPE_CHECKING:
     from .host import Host
@@ -79,7 +80,7 @@ class Chaos:
             undo()
         self._undo.clear()
         world = self._world
-        world.network.loss = world.network.twice = world.network.late = 0.0
+        world.network.make_good()
         world.arbiter.loss = world.arbiter.late = 0.0
         for host in world.hosts:
             host.doom_in(0, "")
@@ -287,13 +288,15 @@ class Chaos:
         self._cut(f"CUT {host.name} off but for its clients", ways)
 
     def _bad_beats(self) -> None:
+        """All ways of the heartbeats, or one path, or one direction of it."""
         network, random = self._world.network, self._random
-        network.loss, network.twice, network.late = random.choice(((0.3, 0, 0), (0, 0.3, 0.3), (0.2, 0.2, 0.2)))
-
-        def mend() -> None:
-            network.loss = network.twice = network.late = 0.0
-
-        self._for_a_while("bad network", mend)
+        quality = random.choice((Quality(loss=0.3), Quality(twice=0.3, late=0.3), Quality(0.2, 0.2, 0.2)))
+        host = self._host()
+        there, back = [[(one.name, one.peer.name, path) for path in ("beat0", "beat1")] for one in (host, host.peer)]
+        path = random.randrange(2)
+        ways = random.choice((there + back, [there[path], back[path]], [there[path]]))
+        network.make_bad(ways, quality)
+        self._for_a_while(f"{quality} of {len(ways)} ways of heartbeats from {host.name}", network.make_good)
 
     # --- The arbiter ----------------------------------------------------------------------------------
 
