@@ -229,14 +229,20 @@ class Moving:
             return ""
         self._served_s = self._served_s or now_s
         if self.override:
-            took_ms = last["duration_ms"] if last else (self._served_s - self.began_s) * 1000
-            return f"is served by {self.to} now. Clients were held until {took_ms:.0f} ms after the override began."
+            return f"is served by {self.to} now. Clients were held {self._until(last)}."
         if last:
             return self._in_words(last)
         if len(views) > 1 and now_s < self._served_s + LAST_WORD_S:
             return ""
         bound_ms = (self._served_s - self.began_s) * 1000
         return f"is on {self.to} now. Clients were held for less than {bound_ms:.0f} ms."
+
+    def _until(self, last: View | None) -> str:
+        """Until when an override let them wait; since when is known only to an owner that has lost its peer."""
+        if last and last["kind"] == "alone":
+            return f"for {last['duration_ms']:.0f} ms"
+        took_ms = last["duration_ms"] if last else (self._served_s - self.began_s) * 1000
+        return f"until {took_ms:.0f} ms after it was given"
 
     def _last_move(self, views: Mapping[str, View], now_s: float) -> View | None:
         """The end of this very move, as a node saw it."""

@@ -276,6 +276,7 @@ def test_last_copy_whose_dirty_map_cannot_be_written_goes_on_with_its_intent_log
     for at in range(16):
         client.write(at * MIB, b"b")
     client.flush()
+    state_pair.start(B).follow(FIRST)  # which has nothing: that is to be noted in the map
     owner.wait("says so", lambda status: "dirty: No space left" in status["why"])
     client.write(0, b"c")
     owner.kill()
