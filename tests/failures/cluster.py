@@ -187,6 +187,7 @@ class Node(Daemon):
         self.machine.kill_all()
         if self._process is not None:
             self.reap()
+        self.machine.forget_floating_addresses()
         self.machine.new_boot()
 
     def power_on(self) -> None:

@@ -175,6 +175,10 @@ while True:
             finally:
                 process.kill()
 
+    def forget_floating_addresses(self) -> None:
+        """As a loss of power does: those with a lifetime, which its own do not have."""
+        self.ip_batch([f"addr flush dev {interface} dynamic" for interface in self.interfaces])
+
     def kill_all(self) -> None:
         """SIGKILL to everything there; returns when all of it has ended."""
         pids = self.pids()

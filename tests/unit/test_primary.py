@@ -1039,9 +1039,9 @@ class Pair:
         return {w.version for w in self.written if w.number >= number and w.offset <= at < w.offset + w.length}
 
     def _write_answered(self, written: Written) -> None:
-        """Rule 1: it is on both replicas; or stable on the owner, when that is alone."""
+        """Rule 1: it is on both replicas; or stable on the owner, when that is alone. While it is not known which of
+        them the record says (``locked``), both."""
         assert not written.answered
-        assert not self.primary.held
         written.answered = True
         for at in (written.offset, written.offset + written.length - 1):
             allowed = self._newest(at, written.number)
@@ -1060,14 +1060,21 @@ class Pair:
                     assert self.its.stable[at] in allowed
 
     def check_read(self, offset: int, length: int) -> None:
-        """What a read returns, a failover or a loss of power does not take back."""
+        """What a read returns, a failover or a loss of power does not take back; until it has settled, an owner that
+        went alone does not own after a loss of power (rule 3), and shows what was answered before."""
         if self.primary.in_flight(0, offset, length) or not self.primary.opened or self.its_lost:
             return
         found = self.own.data[offset : offset + length]
         if self.in_sync:
             assert found == self.its.data[offset : offset + length]
         else:
-            assert found == self.own.stable[offset : offset + length]
+            for at, (shown, stable) in enumerate(
+                zip(found, self.own.stable[offset : offset + length], strict=True), offset
+            ):
+                assert shown == stable or shown in {written.version for written in self._answered_at(at)}
+
+    def _answered_at(self, at: int) -> list[Written]:
+        return [of for of in self.written if of.answered and of.offset <= at < of.offset + of.length]
 
     # Steps
 
