@@ -161,9 +161,9 @@ class Node(Daemon):
         return pid
 
     def family(self) -> list[int]:
-        """Its processes: the supervisor first."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
-        return [self.pid, *map(int, children.split())]
+        """Its processes: the supervisor first. Each of its threads has children of its own."""
+        threads = Path(f"/proc/{self.pid}/task").iterdir()
+        return [self.pid, *(int(child) for thread in threads for child in (thread / "children").read_text().split())]
 
     def kill(self) -> None:
         """SIGKILL to the supervisor; returns when its data processes are gone, too."""

@@ -80,21 +80,33 @@ class Witness:
         return self
 
     def start_only(self) -> None:
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command, env=program_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+        with self.log_path.open("ab") as log:  # by another process: a limit to its files does not concern its log
+            self._logger = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=log)
+        self.process = subprocess.Popen(
+            self.command,
+            env=program_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=self._logger.stdin,
+            stderr=subprocess.STDOUT,
+        )
+        assert self._logger.stdin
+        self._logger.stdin.close()
 
     def kill(self) -> None:
         assert self.process
         self.process.kill()
-        self.process.wait()
-        self.process = None
+        self.wait()
 
     def stop(self) -> int:
         assert self.process
         self.process.terminate()
+        return self.wait()
+
+    def wait(self) -> int:
+        """For its end."""
+        assert self.process
         code = self.process.wait(PATIENCE_S)
+        self._logger.wait(PATIENCE_S)
         self.process = None
         return code
 
@@ -607,9 +619,8 @@ class TestStartAndStop:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     async def test_stops_cleanly_with_clients(self, witness: Witness, client: WitnessArbiter, number: int) -> None:
         await client.seed("g", R1)
-        assert witness.process
         os.kill(witness.pid, number)
-        assert witness.process.wait(PATIENCE_S) == 0
+        assert witness.wait() == 0
         assert "The witness has stopped (granted: 1)." in witness.log
 
     def test_tells_the_service_manager(self, stopped: Witness, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from stortrends_ha.dataplane.owner import Owner
 from stortrends_ha.record import Record
 from stortrends_ha.replication.block_map import BlockMap
 
+from .disk import Disk
 from .history import Operation, Violation
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class Checks:
         self._world = world
         self._overridden: set[int] = set()
         self._records: dict[int, Record] = {}
-        self._forgiven: set[tuple[str, int, int]] = set()  # losses of a cache
+        self._forgiven: dict[Disk, int] = {}  # how many losses of its cache
 
     def arbiter_forgot(self) -> None:
         """What it has granted, and nobody has saved yet, may be granted to somebody else."""
@@ -92,11 +93,9 @@ class Checks:
     def lost_what_was_cached(self, host: "Host") -> None:
         """A volume that is always cached has lost what was not flushed, as its owner was alone."""
         world = self._world
-        if (lost := (host.name, host.boots, host.mounts)) in self._forgiven:
-            return
-        self._forgiven.add(lost)
         for volume, disk in enumerate(host.disks):
-            if world.caches[volume] == "always":
+            if world.caches[volume] == "always" and self._forgiven.get(disk) != disk.losses:
+                self._forgiven[disk] = disk.losses
                 world.history.go_back(disk.values(), host.bit, forced=False, first=volume * world.blocks)
 
     def promises(self, host: "Host", group: Group) -> None:

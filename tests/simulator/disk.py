@@ -18,6 +18,7 @@ class Disk:
         self._versions: list[list[tuple[int, bytes]]] = [[(0, ZEROES)] for _ in range(blocks)]
         self._is_data = bytearray(blocks)  # else a hole
         self.written = 0  # the number of the newest write
+        self.losses = 0  # of its cache
 
     @property
     def size_bytes(self) -> int:
@@ -55,6 +56,7 @@ class Disk:
 
     def lose_cache(self, random: Random) -> None:
         """Each block is at some moment since it was stable."""
+        self.losses += 1
         for block, versions in enumerate(self._versions):
             versions[:] = [(0, random.choice(versions)[1])]
             self._is_data[block] = True
