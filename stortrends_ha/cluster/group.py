@@ -380,7 +380,7 @@ class Group:
             self._register.read(view.now_ns)
             return
         self._stand_again_ns = view.now_ns + self._timing.check_ns
-        self._wishes.begin("takeover", view.now_ns - (0 if view.alive else view.silent_ns))
+        self._wishes.begin("takeover", judge.heard_ns(view))
         self._stop_listening(view, why)
 
     def _stop_listening(self, view: View, why: str) -> None:
@@ -465,7 +465,7 @@ class Group:
         trouble = judge.reason_to_go_alone(self.record, self._peer, view, self._timing, absent_ns)
         if trouble or self._register.open is not None:
             self._well_ns = view.now_ns
-            self._wishes.begin_once(_ALONE, min(self._session_ns, view.now_ns - (0 if view.alive else view.silent_ns)))
+            self._wishes.begin_once(_ALONE, min(self._session_ns, judge.heard_ns(view)))
             if self._wishes.force and view.suspected:  # nothing is lost by it: this node has every acknowledged write
                 self._register.force(self.record.owned_alone(self._me), view.now_ns)
             self._propose(self.record.owned_alone(self._me), trouble or "an earlier proposal was not answered", view)

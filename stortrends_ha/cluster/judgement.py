@@ -24,6 +24,11 @@ def obstacle(record: Record, alone_since: int, me: str, replica: Replica, *, in_
     return ""
 
 
+def heard_ns(view: View) -> int:
+    """When the peer was heard last, on this node's clock; now, while it lives."""
+    return view.now_ns - (0 if view.alive else view.silent_ns)
+
+
 def both_lost(record: Record, me: str, view: View) -> bool:
     """Rule 3: both nodes are here and have lost their caches: the last owner's copy wins."""
     peer, replica = view.peer, view.replica

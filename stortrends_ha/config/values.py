@@ -188,24 +188,21 @@ def whole_number(low: int, high: int) -> Value:
 
 def seconds(low: float, high: float) -> Value:
     """A duration between two bounds."""
-
-    def parse(text: str) -> float:
-        duration_s = float(_match(DECIMAL_FORM, text).group())
-        _demand(low <= duration_s <= high)
-        return duration_s
-
-    return Value(parse, f"seconds from {low:g} to {high:g}")
+    return _decimal("seconds", low, high)
 
 
 def factor(low: float, high: float) -> Value:
     """A ratio between two bounds."""
+    return _decimal("a number", low, high)
 
+
+def _decimal(what: str, low: float, high: float) -> Value:
     def parse(text: str) -> float:
-        ratio = float(_match(DECIMAL_FORM, text).group())
-        _demand(low <= ratio <= high)
-        return ratio
+        number = float(_match(DECIMAL_FORM, text).group())
+        _demand(low <= number <= high)
+        return number
 
-    return Value(parse, f"a number from {low:g} to {high:g}")
+    return Value(parse, f"{what} from {low:g} to {high:g}")
 
 
 def size(low: str, high: str, *, power_of_two: bool = False) -> Value:

@@ -177,7 +177,7 @@ class Owner:
         if self._link is not None:
             self._link.tell_clients()
         self._disconnect("the group is handed over")
-        self._replica.end_to_lead()
+        self._replica.forget_differences()
 
     async def _wait_in_session(self, event: asyncio.Event, at_most_s: float) -> None:
         """Raises TimeoutError; ReleaseError when the session ends, as what is waited for does not come then."""
@@ -223,7 +223,7 @@ class Owner:
                 await drained.wait()
         mirrored = not (self.record.alone or self._primary.ahead)
         if drained.is_set() and mirrored and self._primary.opened and not self._replica.failure:
-            self._replica.end_to_lead()
+            self._replica.forget_differences()
         self.leave()
         self.drop()
 

@@ -152,11 +152,6 @@ class Replica:
         self._was_killed = False
         self.state_file.begin(**changes)
 
-    def end_to_lead(self) -> None:
-        """Both replicas have the same, stable, and nothing is under way."""
-        for differences in self.differences:
-            differences.forget()
-
     def filled(self, name: str) -> None:
         """The dirty map durably has everything, as nothing is at the peer. Raises StorageError."""
         self.state_file.update(fills=name)
@@ -174,15 +169,15 @@ class Replica:
         changes |= {"backings": self._backings, "mounts": self._mounts}
         self.state_file.begin(lineage=lineage, needs_sync=plan is Plan.SYNC, **changes)
         if fill:
-            self._equal()
+            self.forget_differences()
 
     def synced(self) -> None:
         """Rule 9: all is copied and flushed here; durable when this returns. Raises StorageError."""
         self.state_file.update(needs_sync=False, lost_cache=False, filling="")
-        self._equal()
+        self.forget_differences()
 
-    def _equal(self) -> None:
-        """What this node knew of differences is over."""
+    def forget_differences(self) -> None:
+        """What this node knew of them is over: both replicas have the same, stable, or this one is filled anew."""
         for differences in self.differences:
             differences.forget()
 

@@ -140,11 +140,16 @@ class Differences:
     @property
     def full(self) -> bool:
         """Whether new regions wait for a checkpoint."""
-        return len(self._durable) - len(self._inherited) >= INTENT_REGIONS
+        return self._counted >= INTENT_REGIONS
 
     @property
     def _crowded(self) -> bool:
-        return len(self._durable) - len(self._inherited) >= INTENT_REGIONS // 2
+        return self._counted >= INTENT_REGIONS // 2
+
+    @property
+    def _counted(self) -> int:
+        """Those that count for the bound."""
+        return len(self._durable) - len(self._inherited)
 
     def _commit(self) -> None:
         self._wanted -= self._durable
