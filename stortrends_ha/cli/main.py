@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_check)
 
     _add_ownership(commands)
+    _add_verify(commands)
 
     witness = commands.add_parser(
         "witness", help="run the witness (the daemon on a third machine that has the last word)"
@@ -135,6 +136,38 @@ def _add_ownership(commands: "argparse._SubParsersAction[argparse.ArgumentParser
 
     for parser in (move, force, drain, undrain):
         parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="cluster file (default: %(default)s)")
+
+
+def _add_verify(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    verify = commands.add_parser(
+        "verify",
+        help="compare both replicas while clients work, and repair what differs",
+        description="Compares both replicas of groups or volumes while clients work. Exit code: 0, they are the same "
+        "now; 1, it was refused or ended early; 2, something differs.",
+    )
+    verify.add_argument("names", nargs="*", metavar="GROUP|VOLUME")
+    verify.add_argument("--all", action="store_true", dest="everything", help="all groups that nodes here own")
+    verify.add_argument("--repair", action="store_true", help="repair what only one node's disk reports an error for")
+    verify.add_argument("--from", dest="source", metavar="NODE", help="repair all that differs from this node's copy")
+    verify.add_argument("--stop", action="store_true", help="end the verifies of these groups that are under way")
+    verify.add_argument("--json", action="store_true", help="for programs: one JSON object at the end")
+    verify.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="cluster file (default: %(default)s)")
+    verify.set_defaults(run=_verify)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from stortrends_ha.cli import verify
+
+    if not options.names and not options.everything:
+        raise StorTrendsError("Say which groups or volumes are to be verified, or --all.")
+    if options.source and not options.repair:
+        raise StorTrendsError("--from says which copy counts in a repair: add --repair, or leave it out.")
+    names = [] if options.everything else options.names
+    if options.stop:
+        return verify.stop(options.config, names)
+    return verify.verify(
+        options.config, names, repair=options.repair, source=options.source or "", as_json=options.json
+    )
 
 
 def _move(options: argparse.Namespace) -> int:

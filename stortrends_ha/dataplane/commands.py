@@ -1,11 +1,12 @@
 """What the supervisor tells a data process: one JSON object a line, checked here and nowhere else.
 
 ``lease``, ``drop`` and ``stop`` are carried out at once and have no answer; each of the others has a number and is
-answered by ``done`` when it has been carried out, in order, one at a time.
+answered by ``done``: the orders when they have been carried out, in order, one at a time; ``verify`` and ``end_verify``
+at once, with whether it has begun, or will end.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from stortrends_ha.errors import ProtocolError
@@ -62,8 +63,26 @@ class Stop:
     """End in order."""
 
 
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """Compare volumes with the secondary's, and repair: from ``source``, or where only one disk reports an error."""
+
+    number: int
+    run: str  # its name
+    volumes: tuple[str, ...]
+    repair: bool
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndVerify:
+    """End the verify that is under way."""
+
+    number: int
+
+
 Order = Follow | Lead | Idle | Release
-Command = Order | Lease | Drop | Stop
+Command = Order | Verify | EndVerify | Lease | Drop | Stop
 
 
 def parse(line: bytes) -> Command:
@@ -98,8 +117,28 @@ def _parse(message: Any) -> Command:
             return Idle(number)
         case "release":
             return Release(number)
+        case "verify":
+            return Verify(
+                number,
+                _typed(message["run"], str),
+                tuple(_typed(name, str) for name in _typed(message["volumes"], list)),
+                _typed(message["repair"], bool),
+                _typed(message["source"], str),
+            )
+        case "end_verify":
+            return EndVerify(number)
         case other:
             raise ValueError(f"an unknown type {other!r}")
+
+
+def encode(command: Verify | EndVerify) -> bytes:
+    """As ``parse`` takes it."""
+    return json.dumps({"type": "verify" if isinstance(command, Verify) else "end_verify", **_fields(command)}).encode()
+
+
+def _fields(command: Verify | EndVerify) -> dict[str, Any]:
+    fields = asdict(command)
+    return {"id": fields.pop("number"), **fields}
 
 
 def _typed(value: Any, kind: type) -> Any:

@@ -16,17 +16,20 @@ from collections.abc import Callable
 
 from stortrends_ha.config import Address, on_one_machine
 from stortrends_ha.errors import ProtocolError, SessionRefusedError, StartError, StorageError
+from stortrends_ha.limits import DIRTY_BLOCK_BYTES
 from stortrends_ha.protocol import link as wire
-from stortrends_ha.protocol.link import Endpoint, Kind
+from stortrends_ha.protocol.link import Endpoint, Kind, Verdict
 from stortrends_ha.record import Record
 from stortrends_ha.replication import opening
 from stortrends_ha.replication.secondary import Secondary
 from stortrends_ha.replication.session import Hello, Plan
 
+from .commands import EndVerify, Verify
 from .link_socket import LinkSocket, carry_out
 from .replica import Replica
 from .report import Status, base, link_status
 from .sockets import set_up, tcp_listener, tcp_obstacle
+from .verifying import Asking
 from .watch import end_with
 
 log = logging.getLogger(__name__)
@@ -59,6 +62,7 @@ class Follower:
         self._listen_again: asyncio.TimerHandle | None = None
         self._cannot_listen = ""
         self._look_again: asyncio.TimerHandle | None = None
+        self._asking = Asking(replica, changed)
         self._no_clients = ""  # why none could connect if this node owned
         self._ending = False  # this node ends the session on purpose
         self._blank = False  # it was when the session began
@@ -99,6 +103,10 @@ class Follower:
         if record != self.record:
             self._end_sessions(f"the record has changed: {record}")
             self.record, self._why, self._refused = record, "", False
+
+    def verify(self, command: Verify | EndVerify, answer: Callable[[str], None]) -> None:
+        """See ``Roles``."""
+        self._asking.ask(command, self._link, self.record.epoch, answer)
 
     def stop(self) -> None:
         """Rule 4: stop listening, end the session; nothing more is applied or acknowledged."""
@@ -178,7 +186,16 @@ class Follower:
         """In the same turn as ``begin``."""
         link = LinkSocket(sock, lambda: None, self._lost, self._limits.link_timeout_s)
         epoch = self.record.epoch
-        session = Secondary(self._replica.stores, epoch, link, joined.first, self._synced, self._clients)
+        session = Secondary(
+            self._replica.stores,
+            epoch,
+            link,
+            joined.first,
+            self._synced,
+            self._clients,
+            self._compared,
+            self._asking.hear,
+        )
         self._link, self._opened = link, joined
         self._replica.link_counters.sessions += 1
         self._why, self._refused = "", False
@@ -242,10 +259,19 @@ class Follower:
         self._replica.endpoints = endpoints[: self._limits.connections]
         self._changed()  # told before the session ends: these may be its last words
 
+    def _compared(self, volume: int, offset: int, length: int, verdict: Verdict) -> None:
+        """By a verify. What cannot be read is not told before it is known where."""
+        self._replica.compared(volume, offset, length, verdict)
+        if verdict is Verdict.UNREADABLE and length <= DIRTY_BLOCK_BYTES:
+            self._replica.server_counters.disk_errors += 1
+            store = self._replica.stores[volume]
+            log.error("volume %s: cannot read %d bytes at %d of %s", store.volume, length, offset, store.path)
+
     def _lost(self, why: str) -> None:
         if self._link is not None:
             self._replica.link_counters.bad_input += self._link.bad_input
         self._link = None
+        self._asking.lost()
         self._why = why
         level = logging.INFO if self._ending else logging.WARNING
         log.log(level, "group %s: the session with the owner has ended: %s", self._replica.group.name, why)
@@ -278,6 +304,7 @@ class Follower:
             "state": state,
             "why": why,
             "link": link,
+            "verify": self._asking.status(),
         }
 
     def _state(self) -> tuple[str, str]:

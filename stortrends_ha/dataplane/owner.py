@@ -27,12 +27,14 @@ from stortrends_ha.replication.gate import FOREVER_NS, Gate
 from stortrends_ha.replication.primary import Primary
 from stortrends_ha.replication.write_through import Cache
 
+from .commands import EndVerify, Verify
 from .export import Export
 from .nbd_server import NbdServer
 from .owner_link import OwnerLink
 from .replica import Replica
 from .report import Status, base
 from .throttle import Throttle
+from .verifying import Verifying
 from .watch import end_with
 
 log = logging.getLogger(__name__)
@@ -76,6 +78,7 @@ class Owner:
             self._exports, self._primary, self.gate, self._limits, replica.server_counters, self._clients_changed
         )
         self._throttle.attach(self._primary, self._requests)
+        self._verifying = Verifying(replica, self._primary, self._throttle, self.verify)
         self._link: OwnerLink | None = None
         self._moved = (0, self._loop.time())  # the newest answered change, and when that was seen first
 
@@ -158,6 +161,7 @@ class Owner:
             return
         if self.record.alone or not self._primary.connected:
             raise ReleaseError(f"there is no secondary in sync to hand {self._replica.group.name} over to")
+        self._verifying.stop("the group is being moved")
         flushed, drained = asyncio.Event(), asyncio.Event()
         try:
             # While clients go on: a page cache full of changes may need long, and what is left after it is little.
@@ -187,6 +191,11 @@ class Owner:
                     raise ReleaseError("the link broke")
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(event.wait(), _LOOK_S)
+
+    def verify(self, command: Verify | EndVerify, answer: Callable[[str], None]) -> None:
+        """See ``Roles``."""
+        why = "it is being handed over" if self._releasing else "" if self._primary.connected else self._state()[1]
+        self._verifying.carry_out(command, why, answer)
 
     def lease(self, until_ns: int) -> None:
         """Rule 5: the peer does not take over before that."""
@@ -260,6 +269,7 @@ class Owner:
 
     def told(self, status: Status) -> None:
         """This status is being sent: what it promises holds from now on."""
+        self._verifying.tell(status["verify"])
         if status["joinable"] and not self._primary.locked:
             self._primary.lock()
             self._set_gate()
@@ -306,7 +316,8 @@ class Owner:
             "state": state,
             "why": why,
             **({"link": self._link.status()} if self._link is not None else {}),
-            "resync": self._throttle.status(),
+            "resync": self._throttle.status(primary.resync),
+            "verify": self._verifying.status(),
             "window": {
                 "changes": primary.unanswered,
                 "bytes": primary.bytes_in_flight,

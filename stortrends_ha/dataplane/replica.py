@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,12 @@ from stortrends_ha import __version__
 from stortrends_ha.config import Cluster, Group
 from stortrends_ha.errors import StorageError, SyncFailedError
 from stortrends_ha.limits import DIRTY_BLOCK_BYTES, DISK_THREADS, INTENT_REGION_BYTES
-from stortrends_ha.protocol.link import PROTOCOL_VERSIONS, Endpoint
+from stortrends_ha.protocol.link import PROTOCOL_VERSIONS, Endpoint, Verdict
 from stortrends_ha.record import Record
 from stortrends_ha.replication.block_map import BlockMap
 from stortrends_ha.replication.differences import Differences, blocks_of
 from stortrends_ha.replication.session import Hello, Plan
+from stortrends_ha.replication.verify import Findings
 from stortrends_ha.storage.backing import Backing
 from stortrends_ha.storage.disk_threads import DiskThreads
 from stortrends_ha.storage.map_file import MapFile, QueuedMapFile
@@ -69,6 +70,7 @@ class Replica:
             log.error("group %s: %s: not the files that had its data; see `stortrends-ha status`", group.name, replaced)
         self._map_files: list[QueuedMapFile] = []
         self.differences = [self._open_maps(store) for store in self.stores]
+        self.findings = [self._open_findings(store) for store in self.stores]
         self._was_killed = any(of.any for of in self.differences)
         self.blank = False
         self.looking = ""  # why it is not known yet whether the replica is blank
@@ -79,6 +81,7 @@ class Replica:
         self.server_counters = ServerCounters()
         self.link_counters = LinkCounters()
         self.volume_counters = [VolumeCounters() for _ in group.volumes]
+        self.last_verify: dict[str, Any] | None = None  # that has ended since the process started
         self.endpoints: list[Endpoint] = []  # of the owner's clients, as the owner told last
 
     def _disk(self, path: Path) -> DiskThreads:
@@ -105,21 +108,30 @@ class Replica:
 
     def _open_maps(self, store: Backing) -> Differences:
         """Raises StorageError."""
-        intents, intent_file = self._open_map(store, "intents", INTENT_REGION_BYTES)
-        dirty, dirty_file = self._open_map(store, "dirty", DIRTY_BLOCK_BYTES)
+        known = bool(self.state_file.state.lineage)
+        intents, intent_file = self._open_map(store, "intents", INTENT_REGION_BYTES, expected=known)
+        dirty, dirty_file = self._open_map(store, "dirty", DIRTY_BLOCK_BYTES, expected=known)
         return Differences(store.size_bytes, intents, dirty, intent_file, dirty_file)
 
-    def _open_map(self, store: Backing, kind: str, block_bytes: int) -> tuple[BlockMap | None, QueuedMapFile]:
+    def _open_map(
+        self, store: Backing, kind: str, block_bytes: int, *, expected: bool
+    ) -> tuple[BlockMap | None, QueuedMapFile]:
         path = self.state_file.path.with_suffix(f".{store.volume}.{kind}")
         what = f"group {self.group.name}, volume {store.volume}"
         file = MapFile(path, what, blocks_of(store.size_bytes, block_bytes), block_bytes)
-        found = file.open(expected=bool(self.state_file.state.lineage))
+        found = file.open(expected=expected)
         if found is None:
             log.error("%s: %s is lost: all of the volume has to be compared", what, path)
         # Without a dirty map regions do not leave the intent log any more: nothing is lost.
         failed = self.fail if kind == "intents" else self.fail_unless_last
         self._map_files.append(QueuedMapFile(file, self._state_threads, failed))
         return found, self._map_files[-1]
+
+    def _open_findings(self, store: Backing) -> Findings:
+        """If the file is missing, no verify has found anything. Raises StorageError."""
+        found, file = self._open_map(store, "findings", DIRTY_BLOCK_BYTES, expected=False)
+        assert found is not None
+        return Findings(found, file)
 
     # --- Becoming owner or secondary ------------------------------------------------------------
 
@@ -185,6 +197,34 @@ class Replica:
         """What this node knew of differences is over."""
         for differences in self.differences:
             differences.forget()
+
+    def compared(self, volume: int, offset: int, length: int, verdict: Verdict) -> None:
+        """A verify has compared this."""
+        self.findings[volume].note(offset, length, verdict)
+
+    def verified(self, volumes: Iterable[str], ended_s: float) -> None:
+        """A verify has come to the end of these volumes."""
+        verified = {**self.state_file.state.verified, **dict.fromkeys(volumes, ended_s)}
+        try:
+            self.state_file.update(verified=verified)
+        except StorageError as e:
+            self.fail_unless_last(e)
+
+    def verify_status(self) -> dict[str, Any]:
+        """What is known from verifies, on either node; without the one that is under way."""
+        verified = self.state_file.state.verified
+        return {
+            "running": None,
+            "last": self.last_verify,
+            "volumes": {
+                store.volume: {
+                    "verified_s": verified.get(store.volume),
+                    "differing_bytes": findings.nbytes,
+                    "ranges": findings.ranges(),
+                }
+                for store, findings in zip(self.stores, self.findings, strict=True)
+            },
+        }
 
     async def look_if_blank(self) -> None:
         """A secondary without lineage may be filled only if there is nothing on it."""

@@ -39,6 +39,7 @@ def base(replica: Replica, record: Record | None) -> Status:
         "why": replica.failure or "it has no role: its supervisor has not given it one",
         "link": link_status(replica, "idle", ""),
         "resync": None,
+        "verify": replica.verify_status(),
         "window": {"changes": 0, "bytes": 0, "oldest_ms": 0.0},
         "clients": 0,
         "counters": {
@@ -90,7 +91,8 @@ class Reporter:
             self._soon.cancel()
             self._soon = None
         status = self._status()
-        key = (*(status[name] for name in _KEYS), status["link"]["state"])
+        runs = [of and of["run"] for of in (status["verify"]["running"], status["verify"]["last"])]
+        key = (*(status[name] for name in _KEYS), status["link"]["state"], *runs)
         if key != self._last or self._loop.time() - self._last_s >= STATUS_S:
             self._last, self._last_s = key, self._loop.time()
             self._told(status)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from stortrends_ha.errors import OrderError, StorageError
 from stortrends_ha.record import Record
 
-from .commands import Drop, Follow, Idle, Lead, Lease, Order, Release
+from .commands import Drop, EndVerify, Follow, Idle, Lead, Lease, Order, Release, Verify
 from .follower import Follower
 from .owner import Owner
 from .replica import Replica
@@ -126,6 +126,14 @@ class Roles:
             self.drop()
         elif self._owner is not None:
             self._owner.lease(command.until_ns)
+
+    def verify(self, command: Verify | EndVerify, answer: Callable[[str], None]) -> None:
+        """Begin a verify, or end it; the secondary asks the owner. ``answer`` gets a sentence that says why not, or
+        nothing."""
+        if self._role is None:
+            answer(f"Node {self._replica.node} has no part in group {self._replica.group.name} now.")
+        else:
+            self._role.verify(command, answer)
 
     def drop(self) -> None:
         """Close the connections that were kept over a handover."""

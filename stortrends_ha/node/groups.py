@@ -100,6 +100,8 @@ class GroupRunner:
         self._status: Status | None = None
         self._told: tuple[Any, ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._asked: dict[int, asyncio.Future[str]] = {}  # what the data process has not answered yet
+        self._questions = 0
         # Whom to tell to reconnect when this node claims the addresses. A host that lost power knows its own, too: they
         # wait for its answers still.
         self._endpoints = records.clients(name)
@@ -190,11 +192,17 @@ class GroupRunner:
 
     def done(self, number: int, error: str) -> None:
         """The data process has carried out a command."""
+        if (asked := self._asked.pop(number, None)) is not None:
+            asked.set_result(error)
+            return
         self._run(self.core.done(number, error, self.view()))
 
     def ended(self) -> None:
         """The data process has ended."""
         self._status = None
+        asked, self._asked = self._asked, {}
+        for answer in asked.values():
+            answer.set_result("its data process has ended")
         self.step()
 
     def move(self, to: str) -> None:
@@ -204,6 +212,17 @@ class GroupRunner:
     def force(self) -> None:
         """Rule 11's override, to this node."""
         self._run(self.core.force(self.view()))
+
+    async def ask(self, kind: str, **request: Any) -> str:
+        """What the operator asks of the data process, besides orders: the sentence that refuses it, or nothing."""
+        assert self.child is not None
+        if self._status is None:
+            return f"Group {self.name} has no data process that runs: `stortrends-ha status` says why."
+        self._questions -= 1  # orders have positive numbers
+        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._asked[self._questions] = answer
+        self.child.send({"type": kind, "id": self._questions, **request})
+        return await answer
 
     async def adopt(self, record: Record) -> bool:
         """The peer proposes a record, where records live on the two nodes: whether it is saved here."""

@@ -77,6 +77,54 @@ class Resync(TypedDict):
     why: str
 
 
+class VolumeVerified(TypedDict):
+    """What is known of one volume from verifies; sizes and ranges (offset, length) in bytes, in whole blocks."""
+
+    verified_s: float | None  # when this node came to the end of one last, in seconds since 1970
+    differing_bytes: int  # found, and not found equal since
+    ranges: list[tuple[int, int]]  # the first of them
+
+
+class VerifyRunning(Resync):
+    """How far a verify is. ``run`` is its name; ``copied_bytes``: put on the stream as a repair."""
+
+    run: str
+    repair: bool
+    source: str
+    found_bytes: int
+
+
+class VolumeOutcome(TypedDict):
+    """What one verify came to on one volume. ``left_bytes``: that differ now."""
+
+    found_bytes: int
+    found: list[tuple[int, int]]  # the first ranges
+    repaired_bytes: int
+    left_bytes: int
+
+
+class VerifyEnded(TypedDict):
+    """The verify that has ended last. ``why``: what ended it before everything was compared; a clause, or empty."""
+
+    run: str
+    repair: bool
+    source: str
+    ended_s: float
+    why: str
+    done_bytes: int
+    total_bytes: int
+    unreadable_bytes: int
+    volumes: dict[str, VolumeOutcome]
+
+
+class Verify(TypedDict):
+    """Verifies of a group, as this node knows of them."""
+
+    running: VerifyRunning | None
+    last: VerifyEnded | None
+    volumes: dict[str, VolumeVerified]
+
+
 class Window(TypedDict):
     """The changes that the peer has not answered yet."""
 
@@ -121,6 +169,7 @@ class Status(TypedDict):
     endpoints: list[tuple[str, int, str, int]]
     link: LinkStatus
     resync: Resync | None
+    verify: Verify
     window: Window
     clients: int
     counters: Counters
@@ -213,6 +262,15 @@ _STATUS_SHAPE: Mapping[str, Any] = {
         "protocol": (int, type(None)),
         "peer_version": (str, type(None)),
     },
+    "verify": {
+        "volumes": _EachValue(
+            {
+                "verified_s": (*_NUMBER, type(None)),
+                "differing_bytes": int,
+                "ranges": _EachItem((int, int)),
+            }
+        )
+    },
     "window": {"changes": int, "bytes": int, "oldest_ms": _NUMBER},
     "clients": int,
     "counters": dict.fromkeys(Counters.__annotations__, int),
@@ -228,6 +286,17 @@ _STATUS_SHAPE: Mapping[str, Any] = {
     ),
 }
 _RESYNC_SHAPE = {"done_bytes": int, "total_bytes": int, "copied_bytes": int, "rate": _NUMBER, "why": str}
+_ASKED_SHAPE = {"run": str, "repair": bool, "source": str}
+_RUNNING_SHAPE = _RESYNC_SHAPE | _ASKED_SHAPE | {"found_bytes": int}
+_OUTCOME_SHAPE = {"found_bytes": int, "found": _EachItem((int, int)), "repaired_bytes": int, "left_bytes": int}
+_ENDED_SHAPE = _ASKED_SHAPE | {
+    "ended_s": _NUMBER,
+    "why": str,
+    "done_bytes": int,
+    "total_bytes": int,
+    "unreadable_bytes": int,
+    "volumes": _EachValue(_OUTCOME_SHAPE),
+}
 
 
 def parse(line: bytes) -> Message:
@@ -250,13 +319,23 @@ def parse(line: bytes) -> Message:
 
 def _status(message: dict[str, Any]) -> Status:
     wrong = _first_difference(message, _STATUS_SHAPE, "status")
-    if wrong is None and message.get("resync") is not None:
-        wrong = _first_difference(message["resync"], _RESYNC_SHAPE, "status.resync")
+    if wrong is None:
+        verify = message["verify"]
+        wrong = (
+            _difference_if_there(message, "resync", _RESYNC_SHAPE, "status")
+            or _difference_if_there(verify, "running", _RUNNING_SHAPE, "status.verify")
+            or _difference_if_there(verify, "last", _ENDED_SHAPE, "status.verify")
+        )
     if wrong is not None:
         raise ProtocolError(f"it sent a status that cannot be understood, at {wrong}")
     del message["type"]
-    message.setdefault("resync", None)
     return cast(Status, message)
+
+
+def _difference_if_there(value: dict[str, Any], key: str, shape: Any, path: str) -> str | None:
+    """Where something that may be missing does not have its shape; then it is None from now on."""
+    found = value.setdefault(key, None)
+    return None if found is None else _first_difference(found, shape, f"{path}.{key}")
 
 
 def _first_difference(value: Any, shape: Any, path: str) -> str | None:

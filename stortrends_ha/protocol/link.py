@@ -4,7 +4,7 @@ A connection begins, in both directions, with ``PREFACE`` and a HELLO frame; the
 form, so that any two versions can tell each other why they do not fit. Then the owner opens the session
 (OPEN, OPENED) and the stream runs: CHANGES, FLUSH, COMPARE and SYNCED from the owner, ACK, FLUSHED, RESULT and SYNCED
 from the secondary, and REGIONS before anything is synced; PING from the owner, PONG from the secondary; CLIENTS from
-the owner, unanswered.
+the owner, unanswered; VERIFY from both: what an operator asks of the owner at the secondary, and what comes of it.
 
 Invariants:
 - Every frame carries the epoch of its session (rule 6): ``next_frame`` refuses any other.
@@ -56,11 +56,32 @@ class Kind(IntEnum):
     FAILED = 14
     CLIENTS = 15
     REGIONS = 16
+    VERIFY = 17
 
+
+class Purpose(IntEnum):
+    """What a comparison is for: the ``seq`` of COMPARE."""
+
+    SYNC = 0
+    VERIFY = 1
+    REPAIR = 2  # a verify that will repair what the secondary cannot read: it says so, and does not fail
+
+
+class Verdict(IntEnum):
+    """The outcome of a comparison."""
+
+    DIFFERS = 0
+    EQUAL = 1
+    UNREADABLE = 2  # at the secondary
+
+
+# Instead of a digest: whether all of it is a hole.
+HOLE = bytes(32)
 
 # Plain numbers, as members of an enumeration are slow to look up on the hot path.
 CHANGES, ACK = int(Kind.CHANGES), int(Kind.ACK)
 _KINDS = frozenset(map(int, Kind))
+_VERDICTS = frozenset(map(int, Verdict))
 
 
 class Frame(NamedTuple):
@@ -106,7 +127,7 @@ def next_frame(view: memoryview, at: int, end: int, epoch: int | None) -> Frame 
 
 
 def encode_object(kind: Kind, epoch: int, value: dict[str, Any]) -> bytes:
-    """A frame whose payload is a JSON object: HELLO, REFUSE, OPEN, FAILED, CLIENTS."""
+    """A frame whose payload is a JSON object: HELLO, REFUSE, OPEN, FAILED, CLIENTS, VERIFY."""
     return frame(kind, epoch, payload=json.dumps(value, separators=(",", ":")).encode())
 
 
@@ -147,9 +168,11 @@ def _is_endpoint(value: Any) -> bool:
     return all(0 < port < 1 << 16 for port in (value[1], value[3]))
 
 
-def encode_compare(epoch: int, volume: int, offset: int, length: int, digest: bytes) -> bytes:
+def encode_compare(
+    epoch: int, volume: int, offset: int, length: int, digest: bytes, purpose: Purpose = Purpose.SYNC
+) -> bytes:
     """Ask whether the secondary's block has this digest (32 bytes) at this point of the stream."""
-    return frame(Kind.COMPARE, epoch, 0, volume, _COMPARE.pack(offset, length, digest))
+    return frame(Kind.COMPARE, epoch, purpose, volume, _COMPARE.pack(offset, length, digest))
 
 
 def decode_compare(payload: bytes) -> tuple[int, int, bytes]:
@@ -159,17 +182,19 @@ def decode_compare(payload: bytes) -> tuple[int, int, bytes]:
     return _COMPARE.unpack(payload)
 
 
-def encode_result(epoch: int, volume: int, offset: int, length: int, equal: bool) -> bytes:
-    """The secondary's answer to COMPARE."""
-    return frame(Kind.RESULT, epoch, 0, volume, _RESULT.pack(offset, length, equal))
+def encode_result(epoch: int, volume: int, offset: int, length: int, verdict: int) -> bytes:
+    """The secondary's answer to COMPARE: a ``Verdict``."""
+    return frame(Kind.RESULT, epoch, 0, volume, _RESULT.pack(offset, length, verdict))
 
 
-def decode_result(payload: bytes) -> tuple[int, int, bool]:
-    """(offset, length, equal). Raises ProtocolError."""
+def decode_result(payload: bytes) -> tuple[int, int, Verdict]:
+    """(offset, length, verdict). Raises ProtocolError."""
     if len(payload) != _RESULT.size:
         raise ProtocolError("a RESULT frame of the wrong length")
-    offset, length, equal = _RESULT.unpack(payload)
-    return offset, length, bool(equal)
+    offset, length, verdict = _RESULT.unpack(payload)
+    if verdict not in _VERDICTS:
+        raise ProtocolError(f"a RESULT frame with the unknown verdict {verdict}")
+    return offset, length, Verdict(verdict)
 
 
 def encode_regions(epoch: int, volume: int, ranges: Sequence[tuple[int, int]]) -> list[bytes]:

@@ -152,6 +152,13 @@ class Backing:
         with contextlib.suppress(OSError):
             os.posix_fadvise(self.fd, offset, min(length, PREFETCH_BYTES), os.POSIX_FADV_WILLNEED)
 
+    def renew(self, offset: int, length: int) -> None:
+        """Forget what the page cache has of a range, but for what is not on the disk yet, and start to read it from the
+        disk: a hint, so what goes wrong does not matter."""
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_WILLNEED)
+
     # --- Extents ------------------------------------------------------------------------------
 
     def extent(self, offset: int) -> tuple[bool, int]:

@@ -10,6 +10,7 @@
     fills          the name of the one from here to the peer of which the dirty map has what is left; else empty
     settled_epoch  the newest epoch at which this node owned alone and all that was cached before had become stable:
                    since then it wrote through, so while the record has it alone at that epoch a lost cache lost nothing
+    verified       of each volume when a verify on this node came to its end last, in seconds since 1970
     backings       of each volume the identity of the file that holds this data, where files have one
 
 The group's record is not in it: the supervisor keeps that, and tells it with every command.
@@ -45,6 +46,7 @@ class ReplicaState:
     settled_epoch: int = 0
     backings: Mapping[str, str] = field(default_factory=dict)
     mounts: Mapping[str, str] = field(default_factory=dict)
+    verified: Mapping[str, float] = field(default_factory=dict)
 
 
 class StateFile:
@@ -120,6 +122,7 @@ def _decode(value: dict[str, Any]) -> ReplicaState:
         settled_epoch=typed(value["settled_epoch"], int),
         backings=_strings(value.get("backings", {})),
         mounts=_strings(value.get("mounts", {})),
+        verified={str(key): typed(at, float) for key, at in value.get("verified", {}).items()},
         **{key: typed(value[key], bool) for key in ("lost_cache", "needs_sync")},
         **{key: typed(value.get(key, ""), str) for key in ("filling", "fills")},
     )

@@ -31,7 +31,7 @@ from stortrends_ha.dataplane import (
 )  # fmt: skip
 from stortrends_ha.protocol import nbd_transmission
 from stortrends_ha.record import Record
-from stortrends_ha.replication import differences, ordering, primary, resync, secondary, stream
+from stortrends_ha.replication import differences, ordering, primary, resync, secondary, stream, verify
 from stortrends_ha.replication.session import Plan
 from stortrends_ha.storage import backing, map_file, state
 
@@ -64,7 +64,8 @@ BOUNDS = {
     "_BLOCKS": REGION_BLOCKS,
 }
 _BOUNDED = (
-    differences, link_socket, nbd_transmission, ordering, owner, primary, replica, resync, secondary, stream, throttle
+    differences, link_socket, nbd_transmission, ordering, owner, primary, replica, resync, secondary, stream, throttle,
+    verify,
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from fakes import frames_of
 from stortrends_ha.errors import ProtocolError
 from stortrends_ha.limits import LINK_FRAME_BYTES
 from stortrends_ha.protocol import link as wire
-from stortrends_ha.protocol.link import Frame, Kind
+from stortrends_ha.protocol.link import Frame, Kind, Verdict
 
 EPOCH = 7
 
@@ -53,7 +53,7 @@ def test_changes_are_known_by_their_header_alone() -> None:
     assert parse(header) == (Kind.CHANGES, 3, 42, 1 << 20, b"")
 
 
-@pytest.mark.parametrize("kind", [0, 17, 99, 255])
+@pytest.mark.parametrize("kind", [0, 18, 99, 255])
 def test_unknown_kind_is_refused(kind: int) -> None:
     with pytest.raises(ProtocolError, match=f"unknown kind {kind}"):
         parse(raw(kind))
@@ -101,10 +101,16 @@ def test_compare_and_result_come_back_as_they_were_made() -> None:
     [compare] = frames_of(wire.encode_compare(EPOCH, 3, 2**63, 2**32 - 1, bytes(range(32))))
     assert (compare.kind, compare.volume) == (Kind.COMPARE, 3)
     assert wire.decode_compare(compare.payload) == (2**63, 2**32 - 1, bytes(range(32)))
-    for equal in (True, False):
-        [result] = frames_of(wire.encode_result(EPOCH, 3, 512, 4096, equal))
+    for verdict in Verdict:
+        [result] = frames_of(wire.encode_result(EPOCH, 3, 512, 4096, verdict))
         assert (result.kind, result.volume) == (Kind.RESULT, 3)
-        assert wire.decode_result(result.payload) == (512, 4096, equal)
+        assert wire.decode_result(result.payload) == (512, 4096, verdict)
+
+
+def test_result_with_an_unknown_verdict_is_refused() -> None:
+    [result] = frames_of(wire.encode_result(EPOCH, 0, 0, 4096, 3))
+    with pytest.raises(ProtocolError, match="unknown verdict 3"):
+        wire.decode_result(result.payload)
 
 
 def test_connections_of_clients_come_back_and_of_too_many_as_many_as_a_frame_holds() -> None:
