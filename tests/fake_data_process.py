@@ -31,6 +31,7 @@ def status(arguments: argparse.Namespace, reads: int) -> dict[str, Any]:
         "session": True,
         "joinable": False,
         "peer_unfit": "",
+        "owner_lineage": "",
         "fit": {
             "lineage": "0" * 32,
             "blank": False,

@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_check)
 
     _add_ownership(commands)
+    _add_repair(commands)
 
     witness = commands.add_parser(
         "witness", help="run the witness (the daemon on a third machine that has the last word)"
@@ -135,6 +136,30 @@ def _add_ownership(commands: "argparse._SubParsersAction[argparse.ArgumentParser
 
     for parser in (move, force, drain, undrain):
         parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="cluster file (default: %(default)s)")
+
+
+def _add_repair(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    volume = commands.add_parser("volume", help="replace the disk of a volume")
+    actions = volume.add_subparsers(title="actions", metavar="ACTION", required=True)
+
+    replace = actions.add_parser(
+        "replace", help="make a node's copy anew from the other node, after its disk was replaced"
+    )
+    replace.add_argument("volume", metavar="VOLUME")
+    replace.add_argument(
+        "--node", required=True, metavar="NODE", help="whose disk was replaced: the node of this machine"
+    )
+    replace.add_argument("--yes", action="store_true", help="do not ask")
+    replace.set_defaults(run=_replace)
+
+    for parser in (replace,):
+        parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="cluster file (default: %(default)s)")
+
+
+def _replace(options: argparse.Namespace) -> int:
+    from stortrends_ha.cli import repair
+
+    return repair.replace(options.config, options.volume, options.node, confirmed=options.yes)
 
 
 def _move(options: argparse.Namespace) -> int:

@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stortrends_ha.cli import client
-from stortrends_ha.cli.client import NoAnswer, NodeStatus
+from stortrends_ha.cli.asking import Nodes, answering, cluster_of, request, the_node
 from stortrends_ha.cli.status import ask
 from stortrends_ha.cli.words import sentence
-from stortrends_ha.config import Cluster, load
-from stortrends_ha.errors import ConfigError, StorTrendsError
+from stortrends_ha.config import Cluster
+from stortrends_ha.errors import StorTrendsError
 
 # The nodes forget the wish after 30 s; a drain moves one group after the other, each in well under a second.
 PATIENCE_S = 35.0
@@ -30,10 +29,6 @@ LOOK_AGAIN_LATER_S = 0.2
 LAST_WORD_S = 1.0
 # What has to wait for something says so after this.
 SAY_WHY_AFTER_S = 1.5
-# A drain is written to the disk before it is answered.
-REQUEST_S = 10.0
-
-Nodes = dict[str, NodeStatus]
 View = dict[str, Any]
 
 _STAGES = {
@@ -49,15 +44,15 @@ _STAGES = {
 
 def move(config: Path, group: str, to: str) -> int:
     """Move a group to the node ``to``; either node can be asked; returns the exit code."""
-    cluster = _cluster(config, groups=[group], nodes=[to])
-    nodes = _answering(cluster, config)
+    cluster = cluster_of(config, groups=[group], nodes=[to])
+    nodes = answering(cluster, config)
     views = _views(nodes, group)
     if not views:
         raise StorTrendsError(f"{' and '.join(nodes)} do not know group {group}: started with another cluster file?")
     owner = _newest(views)["owner"]
     asked = owner if owner in nodes else next(iter(nodes))
     began_s = time.monotonic()
-    answer = _request(cluster, asked, {"command": "move", "group": group, "to": to})
+    answer = request(cluster, asked, {"command": "move", "group": group, "to": to})
     if answer["already"]:
         return _already(nodes, group, to)
     print(f"Group {group}: {asked} is asked to move it from {owner} to {to}.", flush=True)
@@ -70,10 +65,10 @@ def move(config: Path, group: str, to: str) -> int:
 
 def force_own(config: Path, group: str, name: str | None, *, accept_data_loss: bool) -> int:
     """Rule 11's override: make this machine's node the owner, whatever may be lost; returns the exit code."""
-    cluster = _cluster(config, groups=[group], nodes=[name] if name else [])
-    node = _the_node(cluster, config, name, "group force-own")
+    cluster = cluster_of(config, groups=[group], nodes=[name] if name else [])
+    node = the_node(cluster, config, name, "group force-own")
     peer, began_s = cluster.peer_of(node).name, time.monotonic()
-    answer = _request(cluster, node, {"command": "force_own", "group": group, "accept_data_loss": accept_data_loss})
+    answer = request(cluster, node, {"command": "force_own", "group": group, "accept_data_loss": accept_data_loss})
     print(*answer["risk"], f"Group {group}: {node} makes itself the owner.", sep="\n", flush=True)
     moving = Moving(group, node, answer["epoch"], began_s, override=True)
     if not _watch(cluster, [moving], f"{node} goes on with it; `stortrends-ha status` shows how it ends."):
@@ -85,10 +80,10 @@ def force_own(config: Path, group: str, name: str | None, *, accept_data_loss: b
 
 def drain(config: Path, name: str) -> int:
     """Move everything away from this machine's node, and keep it away; returns the exit code."""
-    cluster = _cluster(config, nodes=[name])
-    node = _the_node(cluster, config, name, "drain")
+    cluster = cluster_of(config, nodes=[name])
+    node = the_node(cluster, config, name, "drain")
     peer, began_s = cluster.peer_of(node).name, time.monotonic()
-    groups: dict[str, View] = _request(cluster, node, {"command": "drain"})["groups"]
+    groups: dict[str, View] = request(cluster, node, {"command": "drain"})["groups"]
     print(f"Node {node} is drained: nothing moves to it until: stortrends-ha undrain {node}", flush=True)
     movings = [Moving(group, peer, of["epoch"], began_s) for group, of in groups.items() if not of["why"]]
     interrupted = f"{node} stays drained, and goes on moving its groups; `stortrends-ha status` shows how it ends."
@@ -110,9 +105,9 @@ def drain(config: Path, name: str) -> int:
 
 def undrain(config: Path, name: str) -> int:
     """Let groups be owned by this machine's node again; returns the exit code."""
-    cluster = _cluster(config, nodes=[name])
-    node = _the_node(cluster, config, name, "undrain")
-    owned = _request(cluster, node, {"command": "undrain"})["groups"]
+    cluster = cluster_of(config, nodes=[name])
+    node = the_node(cluster, config, name, "undrain")
+    owned = request(cluster, node, {"command": "undrain"})["groups"]
     coming = [
         group.name
         for group in cluster.groups.values()
@@ -131,52 +126,6 @@ def _already(nodes: Nodes, group: str, to: str) -> int:
         return 0
     print(f"stortrends-ha: But {to} does not serve it now.", *_reasons(nodes, group), sep="\n", file=sys.stderr)
     return 1
-
-
-# --- Whom to ask ----------------------------------------------------------------------------------
-
-
-def _cluster(config: Path, *, groups: Iterable[str] = (), nodes: Iterable[str] = ()) -> Cluster:
-    cluster = load(config)
-    for thing, names, known in (("group", groups, cluster.groups), ("node", nodes, cluster.nodes)):
-        for name in names:
-            if name not in known:
-                raise ConfigError([f"{config} has no {thing} {name!r}; its {thing}s are {' and '.join(known)}."])
-    return cluster
-
-
-def _answering(cluster: Cluster, config: Path) -> Nodes:
-    """The nodes that answer on this machine."""
-    nodes, silent = ask(cluster, cluster.nodes)
-    if not nodes:
-        reasons = "; ".join(f"{control}: {why}" for control, why in silent.items())
-        raise StorTrendsError(f"No node of {config} answers on this machine ({reasons}).")
-    return nodes
-
-
-def _the_node(cluster: Cluster, config: Path, name: str | None, command: str) -> str:
-    """The node of this machine, which must be the named one."""
-    nodes = _answering(cluster, config)
-    if name is None and len(nodes) > 1:
-        raise StorTrendsError(f"Both {' and '.join(nodes)} run on this machine: say which one with --name.")
-    if name is not None and name not in nodes:
-        raise StorTrendsError(
-            f"Node {name} does not answer on this machine, only {' and '.join(nodes)} does. `stortrends-ha {command}` "
-            f"is given on the machine of {name} itself, while {name} runs."
-        )
-    return name or next(iter(nodes))
-
-
-def _request(cluster: Cluster, node: str, command: Mapping[str, Any]) -> dict[str, Any]:
-    """The node's answer. Raises StorTrendsError, also with the node's refusal."""
-    control = cluster.nodes[node].control
-    try:
-        return client.request(control, dict(command), REQUEST_S)
-    except NoAnswer as error:
-        raise StorTrendsError(
-            f"Node {node} gave no answer at {control}: {error}. Whether it does what was asked is not known: see "
-            "`stortrends-ha status`."
-        ) from error
 
 
 # --- Following what the nodes do ------------------------------------------------------------------

@@ -46,6 +46,13 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True)
+class GiveUp:
+    """A secondary's copy may be overwritten by the owner's: what the operator says of a disk that was replaced."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """Rule 5: a mirrored owner may answer until then (CLOCK_BOOTTIME)."""
 
@@ -62,7 +69,7 @@ class Stop:
     """End in order."""
 
 
-Order = Follow | Lead | Idle | Release
+Order = Follow | Lead | Idle | Release | GiveUp
 Command = Order | Lease | Drop | Stop
 
 
@@ -98,6 +105,8 @@ def _parse(message: Any) -> Command:
             return Idle(number)
         case "release":
             return Release(number)
+        case "give-up":
+            return GiveUp(number)
         case other:
             raise ValueError(f"an unknown type {other!r}")
 

@@ -15,13 +15,13 @@ import socket
 from collections.abc import Callable
 
 from stortrends_ha.config import Address, on_one_machine
-from stortrends_ha.errors import ProtocolError, SessionRefusedError, StartError, StorageError
+from stortrends_ha.errors import OrderError, ProtocolError, SessionRefusedError, StartError, StorageError
 from stortrends_ha.protocol import link as wire
 from stortrends_ha.protocol.link import Endpoint, Kind
 from stortrends_ha.record import Record
 from stortrends_ha.replication import opening
 from stortrends_ha.replication.secondary import Secondary
-from stortrends_ha.replication.session import Hello, Plan
+from stortrends_ha.replication.session import Hello, Plan, diverged
 
 from .link_socket import LinkSocket, carry_out
 from .replica import Replica
@@ -62,6 +62,7 @@ class Follower:
         self._no_clients = ""  # why none could connect if this node owned
         self._ending = False  # this node ends the session on purpose
         self._blank = False  # it was when the session began
+        self._owner: Hello | None = None  # as it was met last, by this record
 
     # --- Commands -----------------------------------------------------------------------------
 
@@ -98,7 +99,22 @@ class Follower:
         """Rule 6: from now on sessions are for exactly this record."""
         if record != self.record:
             self._end_sessions(f"the record has changed: {record}")
-            self.record, self._why, self._refused = record, "", False
+            self.record, self._why, self._refused, self._owner = record, "", False, None
+
+    def give_up(self) -> None:
+        """The operator does not need what is here: let the owner overwrite it. Raises OrderError, StorageError."""
+        mine, owner = self.hello(), self._owner
+        if reason := self.obstacle():
+            raise OrderError(reason)
+        if owner is None or not owner.lineage:
+            raise OrderError(f"{self.record.owner} has not connected to {mine.node} yet")
+        if owner.needs_sync or owner.lost_cache:  # rule 10: the last good copy may be here
+            raise OrderError(f"the copy of {owner.node} is not complete")
+        if diverged(mine, owner):
+            raise OrderError(f"{owner.node} and {mine.node} have no common history")
+        self._replica.give_up(owner.lineage)
+        log.warning("group %s: its operator gives up what is here for the data of %s", mine.group, owner.node)
+        self._end_sessions("its copy was given up")
 
     def stop(self) -> None:
         """Rule 4: stop listening, end the session; nothing more is applied or acknowledged."""
@@ -167,11 +183,15 @@ class Follower:
         """See ``Joiner``."""
         return self._replica.failure or self._replica.looking
 
+    def met(self, owner: Hello) -> None:
+        """See ``Joiner``."""
+        self._owner = owner
+
     def begin(self, lineage: str, plan: Plan, fill: str) -> None:
         """See ``Joiner``."""
         if self._link is not None:
             self._link.close("the owner has connected anew")
-        self._blank = not self._replica.lineage
+        self._blank = self.hello().blank
         self._replica.begin_to_follow(lineage, plan, fill)
 
     def _open_session(self, sock: socket.socket, joined: opening.Joined) -> None:
@@ -275,6 +295,7 @@ class Follower:
             "role": "secondary",
             "session": connected,
             "cannot_listen": self._no_clients,
+            "owner_lineage": self._owner.lineage if self._owner else "",
             "state": state,
             "why": why,
             "link": link,
@@ -283,7 +304,8 @@ class Follower:
     def _state(self) -> tuple[str, str]:
         owner = self.record.owner
         if self._replica.failure:
-            return "failed", f"{self._replica.failure}; mend the disk and start the node again"
+            mend = "mend the disk, it is tried again now and then; after a replacement: stortrends-ha volume replace"
+            return "failed", f"{self._replica.failure}; {mend}"
         if self._cannot_listen:
             return "held", self._cannot_listen
         if self._refused:

@@ -154,7 +154,8 @@ class OwnerLink:
         self._link.run(self._receive)
         fill = partial(self._filled, opened.fill) if opened.fill else None
         lost = any(of.unknown for of in self._replica.differences)
-        compare = bool(opened.theirs.lineage) and bool(lost or opened.fill or opened.theirs.filling)
+        has_some = bool(opened.theirs.lineage or opened.theirs.gives_up)
+        compare = has_some and bool(lost or opened.fill or opened.theirs.filling)
         self._primary.open_session(self._link, opened.plan, compare=compare, fill=fill)
         self._send_ping()
         self._clients_told = []

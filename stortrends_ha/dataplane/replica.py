@@ -1,7 +1,7 @@
 """One group's replica on this node: its volumes and its durable state, open whatever the role is.
 
-A replica that has failed stays failed until the process is started again: a failed fsync cannot be trusted
-later (rule 13), and an operator has looked at the disk by then.
+A replica that has failed stays failed until the process is started again, by hand or (a secondary's) now and then: a
+failed fsync cannot be trusted later (rule 13), so all that was cached counts as lost then, and is read from the disk.
 
 What a death leaves (``storage.state``), by step:
 - Where the replicas may differ by then is in the intent logs and dirty maps (``replication.differences``).
@@ -9,6 +9,7 @@ What a death leaves (``storage.state``), by step:
   owner says that all is copied and flushed here: before that is answered.
 - ``filling`` is durable before everything is copied to this node, ``fills`` on the other one as soon as its dirty map
   has everything: so one that is interrupted goes on if both have the same, and begins anew if not.
+- ``given_up_for`` is durable before what the operator has given up may be overwritten; with ``filling`` it is over.
 - ``backings`` is durable with the lineage: a state that is found beside other files than those (a disk that was not
   mounted, or was replaced) says nothing of them (rules 3 and 10). It stays as it is until they are led or filled.
 """
@@ -65,6 +66,9 @@ class Replica:
         self._backings = {store.volume: store.identity for store in self.stores}
         self._mounts = {store.volume: store.mount for store in self.stores}
         self._look_for_remounts()
+        if self.state_file.state.lost_cache:
+            for store in self.stores:
+                store.forget_cache()
         if replaced := ", ".join(str(store.path) for store in self.stores if self._is_replaced(store)):
             log.error("group %s: %s: not the files that had its data; see `stortrends-ha status`", group.name, replaced)
         self._map_files: list[QueuedMapFile] = []
@@ -146,7 +150,7 @@ class Replica:
         if forced or clears_loss:
             changes["lost_cache"] = False
         if forced:
-            changes["needs_sync"] = False
+            changes |= {"needs_sync": False, "given_up_for": ""}
         if self._was_killed:  # what was never answered may rest in the cache, and be read, before it is flushed again
             changes["settled_epoch"] = 0
         self._was_killed = False
@@ -171,10 +175,15 @@ class Replica:
     def begin_to_follow(self, lineage: str, plan: Plan, fill: str) -> None:
         """Durable before anything of a session is applied. Raises StorageError."""
         changes: dict[str, Any] = {"filling": fill} if fill else {}
-        changes |= {"backings": self._backings, "mounts": self._mounts}
+        changes |= {"backings": self._backings, "mounts": self._mounts, "given_up_for": ""}
         self.state_file.begin(lineage=lineage, needs_sync=plan is Plan.SYNC, **changes)
         if fill:
             self._equal()
+
+    def give_up(self, lineage: str) -> None:
+        """The operator does not need what is on this replica: the owner's data, of this lineage, may overwrite it. From
+        then on it owns nothing (rule 9). Durable when this returns. Raises StorageError."""
+        self.state_file.update(given_up_for=lineage, needs_sync=True)
 
     def synced(self) -> None:
         """Rule 9: all is copied and flushed here; durable when this returns. Raises StorageError."""
@@ -216,6 +225,7 @@ class Replica:
             differs=any(of.any for of in self.differences),
             unknown=any(of.unknown for of in self.differences),
             filling=state.fills if record.owner == self.node else state.filling,
+            gives_up=state.given_up_for,
             behind=behind,
         )
 

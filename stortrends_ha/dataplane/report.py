@@ -16,7 +16,10 @@ from .replica import Replica
 STATUS_S = 1.0
 _LOOK_S = 0.1  # how often to look for what nobody tells: words, clients
 Status = dict[str, Any]
-_KEYS = ("role", "epoch", "session", "joinable", "peer_unfit", "fit", "serving", "state", "why", "endpoints")
+_KEYS = (
+    *("role", "epoch", "session", "joinable", "peer_unfit", "fit", "owner_lineage", "serving", "state", "why"),
+    "endpoints",
+)
 
 
 def base(replica: Replica, record: Record | None) -> Status:
@@ -32,6 +35,7 @@ def base(replica: Replica, record: Record | None) -> Status:
         "joinable": False,
         "peer_unfit": "",
         "fit": replica.fit(),
+        "owner_lineage": "",
         "serving": False,
         "cannot_listen": "",
         "endpoints": replica.endpoints,

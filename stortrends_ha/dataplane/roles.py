@@ -15,7 +15,7 @@ from collections.abc import Callable
 from stortrends_ha.errors import OrderError, StorageError
 from stortrends_ha.record import Record
 
-from .commands import Drop, Follow, Idle, Lead, Lease, Order, Release
+from .commands import Drop, Follow, GiveUp, Idle, Lead, Lease, Order, Release
 from .follower import Follower
 from .owner import Owner
 from .replica import Replica
@@ -65,6 +65,8 @@ class Roles:
                     self._rest()
                 case Release():
                     await self._release()
+                case GiveUp():
+                    self._follower().give_up()
         except StorageError as e:
             self._replica.fail(e)
             raise
@@ -117,6 +119,12 @@ class Roles:
         if self._owner is None:
             raise OrderError(f"{self._replica.node} does not serve {self._replica.group.name}")
         await self._owner.release()
+
+    def _follower(self) -> Follower:
+        """Raises OrderError."""
+        if not isinstance(self._role, Follower):
+            raise OrderError(f"{self._replica.node} is not the secondary of {self._replica.group.name}")
+        return self._role
 
     # --- At once --------------------------------------------------------------------------------
 

@@ -102,6 +102,7 @@ class Status(TypedDict):
 
     ``epoch``, ``owner`` and ``in_sync`` are of the record that it acts for; 0, "" and [] before the first order.
     ``cannot_listen``: why clients cannot connect; on the secondary, why they could not if it owned. A clause.
+    ``owner_lineage``: the identity of the owner's data, as the secondary heard last by this record, or empty.
     ``endpoints``: TCP connections of the owner's clients: client host, its port, server host, its port.
     """
 
@@ -116,6 +117,7 @@ class Status(TypedDict):
     joinable: bool
     peer_unfit: str
     fit: Fit
+    owner_lineage: str
     serving: bool
     cannot_listen: str
     endpoints: list[tuple[str, int, str, int]]
@@ -201,6 +203,7 @@ _STATUS_SHAPE: Mapping[str, Any] = {
         "differs": bool,
         "failure": str,
     },
+    "owner_lineage": str,
     "serving": bool,
     "cannot_listen": str,
     "endpoints": _EachItem((str, int, str, int)),

@@ -216,6 +216,7 @@ def _unreported(cluster: Cluster, name: str, group: Group, view: View) -> Status
         "session": False,
         "joinable": False,
         "peer_unfit": "",
+        "owner_lineage": "",
         "fit": {
             "lineage": "",
             "blank": False,

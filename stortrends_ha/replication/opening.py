@@ -54,6 +54,9 @@ class Joiner(Protocol):
     def obstacle(self) -> str:
         """Why it can open no session now, whoever asks; empty if it can."""
 
+    def met(self, owner: Hello) -> None:
+        """This is the owner by the record, whether or not a session is opened."""
+
     def begin(self, lineage: str, plan: Plan, fill: str) -> None:
         """End the session before, then make durable what this one needs; ``fill``: the name of a copying of everything,
         or empty. Raises StorageError."""
@@ -122,7 +125,10 @@ def as_secondary(me: Joiner) -> Talk[Joined]:
         yield PREFACE + _refuse(mine.record.epoch, reason)
         raise SessionRefusedError(reason)
     theirs = Hello.decode(value)
-    if reason := me.obstacle() or session.refusal(mine, theirs, theirs):
+    refusal = session.refusal(mine, theirs, theirs)
+    if not refusal:
+        me.met(theirs)
+    if reason := me.obstacle() or refusal:
         passing = session.passing(mine, theirs)
         yield PREFACE + _refuse(mine.record.epoch, reason, passing)
         raise SessionRefusedError(reason, passing)

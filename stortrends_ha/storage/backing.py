@@ -152,6 +152,10 @@ class Backing:
         with contextlib.suppress(OSError):
             os.posix_fadvise(self.fd, offset, min(length, PREFETCH_BYTES), os.POSIX_FADV_WILLNEED)
 
+    def forget_cache(self) -> None:
+        """Read from the disk from now on: after a failed sync the cache has what the disk may lack."""
+        os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
     # --- Extents ------------------------------------------------------------------------------
 
     def extent(self, offset: int) -> tuple[bool, int]:

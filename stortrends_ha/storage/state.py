@@ -8,6 +8,8 @@
     needs_sync     a sync of this replica has begun and not ended
     filling        the name of a copying of everything to this replica that has begun and not ended; else empty
     fills          the name of the one from here to the peer of which the dirty map has what is left; else empty
+    given_up_for   the lineage of the owner's data for which the operator has given this replica up: what is on it may
+                   be overwritten by a copying of everything from there, by nothing else; empty when that has begun
     settled_epoch  the newest epoch at which this node owned alone and all that was cached before had become stable:
                    since then it wrote through, so while the record has it alone at that epoch a lost cache lost nothing
     backings       of each volume the identity of the file that holds this data, where files have one
@@ -42,6 +44,7 @@ class ReplicaState:
     needs_sync: bool = False
     filling: str = ""
     fills: str = ""
+    given_up_for: str = ""
     settled_epoch: int = 0
     backings: Mapping[str, str] = field(default_factory=dict)
     mounts: Mapping[str, str] = field(default_factory=dict)
@@ -121,7 +124,7 @@ def _decode(value: dict[str, Any]) -> ReplicaState:
         backings=_strings(value.get("backings", {})),
         mounts=_strings(value.get("mounts", {})),
         **{key: typed(value[key], bool) for key in ("lost_cache", "needs_sync")},
-        **{key: typed(value.get(key, ""), str) for key in ("filling", "fills")},
+        **{key: typed(value.get(key, ""), str) for key in ("filling", "fills", "given_up_for")},
     )
 
 

@@ -45,6 +45,7 @@ def hello(cluster: Cluster, node: str, /, **changes: Any) -> dict[str, Any]:
         "differs": False,
         "unknown": False,
         "filling": "",
+        "gives_up": "",
         "behind": False,
         **changes,
     }

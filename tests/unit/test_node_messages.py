@@ -24,6 +24,7 @@ STATUS: dict[str, Any] = {
     "session": True,
     "joinable": False,
     "peer_unfit": "",
+    "owner_lineage": "",
     "fit": {
         "lineage": "0" * 32,
         "blank": False,

@@ -21,7 +21,7 @@ ALONE = Record(5, "node-a", ("node-a",))
 OWNER = Hello(
     cluster="demo", group="rg-a", node="node-a", peer="node-b", protocols=(1, 1), software="0.1.0", record=BOTH,
     volumes=(("vm-a", 4096),), lineage="abc", blank=False, lost_cache=False, needs_sync=False, differs=False,
-    unknown=False, filling="", behind=False,
+    unknown=False, filling="", gives_up="", behind=False,
 )  # fmt: skip
 SECONDARY = replace(OWNER, node="node-b", peer="node-a")
 
@@ -34,6 +34,7 @@ class Side:
     log: list[str] = field(default_factory=list)
     why_not: str = ""
     disk_is_full: bool = False
+    owner: Hello | None = None
 
     def hello(self) -> Hello:
         return self.said
@@ -46,6 +47,9 @@ class Side:
 
     def new_filling(self) -> str:
         return "f1"
+
+    def met(self, owner: Hello) -> None:
+        self.owner = owner
 
     def begin(self, lineage: str, plan: Plan, fill: str) -> None:
         if self.disk_is_full:
