@@ -74,7 +74,8 @@ def force_own(config: Path, group: str, name: str | None, *, accept_data_loss: b
     if not _watch(cluster, [moving], f"{node} goes on with it; `stortrends-ha status` shows how it ends."):
         return _failed(cluster, [moving], f"{node} does not own group {group}.", f"{node} tries no longer: ask again.")
     if answer["new_lineage"]:
-        print(f"The data has a new lineage: make the copy on {peer} blank before {peer} comes back, then it is synced.")
+        print(f"The data has a new lineage. When {peer} is back, on {peer}: stortrends-ha group diff {group}, and")
+        print(f"stortrends-ha group resolve {group} --keep {node}: what differs there is kept, and it is synced.")
     return 0
 
 

@@ -19,21 +19,22 @@ def replace(config: Path, volume: str, node: str, *, confirmed: bool) -> int:
     """Make the copy of a volume on this machine's node anew, from the other node; returns the exit code."""
     cluster = cluster_of(config, nodes=[node])
     command = {"command": "replace", "volume": volume, "node": the_node(cluster, config, node, "volume replace")}
-    return _confirm(cluster, node, command, confirmed=confirmed)
-
-
-def _confirm(cluster: Cluster, node: str, command: dict[str, Any], *, confirmed: bool) -> int:
-    """Say what the node would do, have it confirmed, have it done."""
-    print(*request(cluster, node, command)["says"], sep="\n", flush=True)
-    if not confirmed and not _yes():
-        print("Nothing was done.", file=sys.stderr)
-        return 1
-    print(*request(cluster, node, {**command, "confirmed": True}, REPLACE_S)["says"], sep="\n")
+    have_it_done(cluster, node, command, confirmed=confirmed)
     return 0
 
 
-def _yes() -> bool:
-    """Whether whoever sits there says so. Raises StorTrendsError if nobody does."""
+def have_it_done(cluster: Cluster, node: str, command: dict[str, Any], *, confirmed: bool) -> None:
+    """Say what the node would do, have it confirmed, have it done. Raises StorTrendsError if it is not."""
+    print(*request(cluster, node, command)["says"], sep="\n", flush=True)
+    if not confirmed:
+        confirm()
+    for sentence in request(cluster, node, {**command, "confirmed": True}, REPLACE_S)["says"]:
+        print(sentence)
+
+
+def confirm() -> None:
+    """Go on only if whoever sits there says so. Raises StorTrendsError."""
     if not sys.stdin.isatty():
         raise StorTrendsError("Nothing was done: nobody can be asked here. If it is meant so, add --yes.")
-    return input("Go on? Type yes: ").strip().lower() == "yes"
+    if input("Go on? Type yes: ").strip().lower() != "yes":
+        raise StorTrendsError("Nothing was done.")

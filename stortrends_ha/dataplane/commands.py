@@ -53,6 +53,22 @@ class GiveUp:
 
 
 @dataclass(frozen=True, slots=True)
+class Compare:
+    """Find out where a secondary differs from an owner with which it has no common history. ``keep``: keep what differs
+    here in a file, then give this copy up."""
+
+    number: int
+    keep: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EndCompare:
+    """End what ``Compare`` has begun, if it has not ended."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """Rule 5: a mirrored owner may answer until then (CLOCK_BOOTTIME)."""
 
@@ -69,7 +85,7 @@ class Stop:
     """End in order."""
 
 
-Order = Follow | Lead | Idle | Release | GiveUp
+Order = Follow | Lead | Idle | Release | GiveUp | Compare | EndCompare
 Command = Order | Lease | Drop | Stop
 
 
@@ -107,6 +123,10 @@ def _parse(message: Any) -> Command:
             return Release(number)
         case "give-up":
             return GiveUp(number)
+        case "compare":
+            return Compare(number, _typed(message["keep"], bool))
+        case "end-compare":
+            return EndCompare(number)
         case other:
             raise ValueError(f"an unknown type {other!r}")
 

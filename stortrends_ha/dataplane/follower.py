@@ -23,6 +23,7 @@ from stortrends_ha.replication import opening
 from stortrends_ha.replication.secondary import Secondary
 from stortrends_ha.replication.session import Hello, Plan, diverged
 
+from .comparison import Comparison
 from .link_socket import LinkSocket, carry_out
 from .replica import Replica
 from .report import Status, base, link_status
@@ -63,6 +64,8 @@ class Follower:
         self._ending = False  # this node ends the session on purpose
         self._blank = False  # it was when the session began
         self._owner: Hello | None = None  # as it was met last, by this record
+        self._comparison: Comparison | None = None
+        self._comparing: asyncio.Task[None] | None = None  # a connection on which it goes on
 
     # --- Commands -----------------------------------------------------------------------------
 
@@ -98,23 +101,45 @@ class Follower:
     def follow(self, record: Record) -> None:
         """Rule 6: from now on sessions are for exactly this record."""
         if record != self.record:
+            self.end_compare(f"the record has changed: {record}")
             self._end_sessions(f"the record has changed: {record}")
             self.record, self._why, self._refused, self._owner = record, "", False, None
 
     def give_up(self) -> None:
         """The operator does not need what is here: let the owner overwrite it. Raises OrderError, StorageError."""
-        mine, owner = self.hello(), self._owner
-        if reason := self.obstacle():
-            raise OrderError(reason)
-        if owner is None or not owner.lineage:
-            raise OrderError(f"{self.record.owner} has not connected to {mine.node} yet")
+        mine, owner = self.hello(), self._met()
         if owner.needs_sync or owner.lost_cache:  # rule 10: the last good copy may be here
-            raise OrderError(f"the copy of {owner.node} is not complete")
+            raise OrderError(f"the copy of {owner.node} is not complete itself")
         if diverged(mine, owner):
             raise OrderError(f"{owner.node} and {mine.node} have no common history")
         self._replica.give_up(owner.lineage)
         log.warning("group %s: its operator gives up what is here for the data of %s", mine.group, owner.node)
         self._end_sessions("its copy was given up")
+
+    def compare(self, keep: bool) -> None:
+        """Begin to find out where this replica and the owner's differ, which have no common history; ``keep``: and to
+        keep that in a file, and give this one up. Raises OrderError."""
+        mine, owner = self.hello(), self._met()
+        if not diverged(mine, owner):
+            raise OrderError(f"{owner.node} and {mine.node} have a common history")
+        if self._comparison is not None and self._comparison.running:
+            raise OrderError("a comparison is under way already")
+        self._comparison = Comparison(self._replica, keep)
+
+    def end_compare(self, why: str) -> None:
+        """End the comparison, if one is under way: nothing of this replica has been changed by it."""
+        if self._comparing is not None:
+            self._comparing.cancel()
+        if self._comparison is not None:
+            self._comparison.fail(why)
+
+    def _met(self) -> Hello:
+        """The owner, as it was met last. Raises OrderError."""
+        if reason := self.obstacle():
+            raise OrderError(reason)
+        if self._owner is None or not self._owner.lineage:
+            raise OrderError(f"{self.record.owner} has not connected to {self._replica.node} yet")
+        return self._owner
 
     def stop(self) -> None:
         """Rule 4: stop listening, end the session; nothing more is applied or acknowledged."""
@@ -126,6 +151,7 @@ class Follower:
             self._loop.remove_reader(self._listener.fileno())
             self._listener.close()
             self._listener = None
+        self.end_compare("this node follows no more")
         self._end_sessions("this node follows no more")
 
     def _end_sessions(self, why: str) -> None:
@@ -158,8 +184,11 @@ class Follower:
         """Compare notes with whoever connected, and open the session that it asks for."""
         try:
             async with asyncio.timeout(self._limits.link_timeout_s):
-                joined = await carry_out(sock, opening.as_secondary(self))
-            self._open_session(sock, joined)
+                agreed = await carry_out(sock, opening.as_secondary(self))
+            if isinstance(agreed, opening.Joined):
+                self._open_session(sock, agreed)
+            else:
+                await self._inspect(sock, agreed)
             return
         except SessionRefusedError as e:
             self._refused_because(str(e), e.passing)
@@ -177,7 +206,8 @@ class Follower:
 
     def hello(self) -> Hello:
         """See ``Joiner``."""
-        return self._replica.hello(self.record)
+        inspects = self._comparison is not None and self._comparison.wanted
+        return self._replica.hello(self.record, inspects=inspects)
 
     def obstacle(self) -> str:
         """See ``Joiner``."""
@@ -209,6 +239,19 @@ class Follower:
         group, why = self._replica.group.name, "" if joined.plan is Plan.RESUME else f", to {joined.plan.value}"
         log.info("group %s: session with the owner %s at epoch %d%s", group, joined.theirs.node, epoch, why)
         self._changed()
+
+    async def _inspect(self, sock: socket.socket, agreed: opening.Inspected) -> None:
+        """There can be no session, but the owner lets this node compare."""
+        comparison = self._comparison
+        if comparison is None or not comparison.wanted:  # it has ended meanwhile
+            sock.close()
+            return
+        self._comparing = asyncio.current_task()
+        try:
+            await comparison.run(sock, self.record.epoch, agreed)
+        finally:
+            self._comparing = None
+            self._changed()
 
     def _send_regions(self, link: LinkSocket) -> None:
         """Rule 9: what this node knows that may differ."""
@@ -296,6 +339,7 @@ class Follower:
             "session": connected,
             "cannot_listen": self._no_clients,
             "owner_lineage": self._owner.lineage if self._owner else "",
+            "comparison": self._comparison.status() if self._comparison else None,
             "state": state,
             "why": why,
             "link": link,

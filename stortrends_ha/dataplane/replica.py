@@ -17,6 +17,7 @@ What a death leaves (``storage.state``), by step:
 import asyncio
 import contextlib
 import logging
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,8 @@ from .export import LinkCounters, ServerCounters, VolumeCounters
 log = logging.getLogger(__name__)
 
 _LOOK_S = 1.0
+_LINEAGES = 20  # that are remembered
+_RECORDS = 20  # that are told of
 _SILENT = "the disk has not answered"
 
 
@@ -146,7 +149,9 @@ class Replica:
         """Durable before any change: that this node owns, and the data's identity. Raises StorageError."""
         changes: dict[str, Any] = {"backings": self._backings, "mounts": self._mounts}
         if forced or not self.lineage:
-            changes["lineage"] = uuid.uuid4().hex
+            mixed = ", though a sync of it had not ended" if self.state_file.state.needs_sync else ""
+            how = f"forced here by the operator{mixed}" if forced else "made here, when this node owned first"
+            changes |= self._new_lineage(uuid.uuid4().hex, how)
         if forced or clears_loss:
             changes["lost_cache"] = False
         if forced:
@@ -155,6 +160,19 @@ class Replica:
             changes["settled_epoch"] = 0
         self._was_killed = False
         self.state_file.begin(**changes)
+
+    def _new_lineage(self, lineage: str, how: str) -> dict[str, Any]:
+        line = f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} lineage {lineage[:8]} {how}"
+        return {"lineage": lineage, "lineages": (*self.state_file.state.lineages, line)[-_LINEAGES:]}
+
+    def past(self) -> dict[str, list[str]]:
+        """What people are told of the history of this replica, the newest last. Waits for the disk."""
+        path = self.state_file.path.parent.parent / "records" / f"{self.group.name}.history"
+        try:
+            records = path.read_text(errors="replace").splitlines()[-_RECORDS:]
+        except OSError:
+            records = []
+        return {"lineages": list(self.state_file.state.lineages), "records": [line[:200] for line in records]}
 
     def end_to_lead(self) -> None:
         """Both replicas have the same, stable, and nothing is under way."""
@@ -176,7 +194,9 @@ class Replica:
         """Durable before anything of a session is applied. Raises StorageError."""
         changes: dict[str, Any] = {"filling": fill} if fill else {}
         changes |= {"backings": self._backings, "mounts": self._mounts, "given_up_for": ""}
-        self.state_file.begin(lineage=lineage, needs_sync=plan is Plan.SYNC, **changes)
+        if lineage != self.state_file.state.lineage:
+            changes |= self._new_lineage(lineage, f"taken from {self.peer.name}, which copied everything")
+        self.state_file.begin(needs_sync=plan is Plan.SYNC, **changes)
         if fill:
             self._equal()
 
@@ -206,7 +226,7 @@ class Replica:
             found.append(await loop.run_in_executor(self._threads, store.is_blank))
         self.blank, self.looking = all(found), ""
 
-    def hello(self, record: Record, behind: bool = False) -> Hello:
+    def hello(self, record: Record, behind: bool = False, inspects: bool = False) -> Hello:
         """What this node says of itself now, acting for this record."""
         state = self.state_file.state
         return Hello(
@@ -227,6 +247,7 @@ class Replica:
             filling=state.fills if record.owner == self.node else state.filling,
             gives_up=state.given_up_for,
             behind=behind,
+            inspects=inspects,
         )
 
     # --- When a disk fails ----------------------------------------------------------------------

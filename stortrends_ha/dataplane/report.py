@@ -43,6 +43,7 @@ def base(replica: Replica, record: Record | None) -> Status:
         "why": replica.failure or "it has no role: its supervisor has not given it one",
         "link": link_status(replica, "idle", ""),
         "resync": None,
+        "comparison": None,
         "window": {"changes": 0, "bytes": 0, "oldest_ms": 0.0},
         "clients": 0,
         "counters": {
@@ -94,7 +95,8 @@ class Reporter:
             self._soon.cancel()
             self._soon = None
         status = self._status()
-        key = (*(status[name] for name in _KEYS), status["link"]["state"])
+        comparison = status["comparison"] and status["comparison"]["state"]
+        key = (*(status[name] for name in _KEYS), status["link"]["state"], comparison)
         if key != self._last or self._loop.time() - self._last_s >= STATUS_S:
             self._last, self._last_s = key, self._loop.time()
             self._told(status)

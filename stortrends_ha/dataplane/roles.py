@@ -15,7 +15,7 @@ from collections.abc import Callable
 from stortrends_ha.errors import OrderError, StorageError
 from stortrends_ha.record import Record
 
-from .commands import Drop, Follow, GiveUp, Idle, Lead, Lease, Order, Release
+from .commands import Compare, Drop, EndCompare, Follow, GiveUp, Idle, Lead, Lease, Order, Release
 from .follower import Follower
 from .owner import Owner
 from .replica import Replica
@@ -67,6 +67,10 @@ class Roles:
                     await self._release()
                 case GiveUp():
                     self._follower().give_up()
+                case Compare(_, keep):
+                    self._follower().compare(keep)
+                case EndCompare():
+                    self._follower().end_compare("it was ended by the operator")
         except StorageError as e:
             self._replica.fail(e)
             raise

@@ -77,6 +77,25 @@ class Resync(TypedDict):
     why: str
 
 
+class Comparison(TypedDict):
+    """How far a secondary is with comparing its copy with one that has no common history, and what it has found.
+
+    ``state``: waiting, comparing, saving, done or failed. ``past``: of each node, ``lineages`` and ``records``: lines.
+    ``volumes``, when it is done: ``size_bytes``, ``differing_bytes``, ``ranges`` (offset, length) and how many
+    ``more_ranges`` there are.
+    """
+
+    keep: bool
+    state: str
+    why: str
+    file: str
+    done_bytes: int
+    total_bytes: int
+    differing_bytes: int
+    past: dict[str, Any]
+    volumes: dict[str, Any]
+
+
 class Window(TypedDict):
     """The changes that the peer has not answered yet."""
 
@@ -123,6 +142,7 @@ class Status(TypedDict):
     endpoints: list[tuple[str, int, str, int]]
     link: LinkStatus
     resync: Resync | None
+    comparison: Comparison | None
     window: Window
     clients: int
     counters: Counters
@@ -233,6 +253,19 @@ _STATUS_SHAPE: Mapping[str, Any] = {
 _RESYNC_SHAPE = {"done_bytes": int, "total_bytes": int, "copied_bytes": int, "rate": _NUMBER, "why": str}
 
 
+_COMPARISON_SHAPE = {
+    "keep": bool,
+    "state": str,
+    "why": str,
+    "file": str,
+    **dict.fromkeys(("done_bytes", "total_bytes", "differing_bytes"), int),
+    "past": _EachValue({"lineages": [str], "records": [str]}),
+    "volumes": _EachValue(
+        {"size_bytes": int, "differing_bytes": int, "ranges": _EachItem((int, int)), "more_ranges": int}
+    ),
+}
+
+
 def parse(line: bytes) -> Message:
     """The message in a line; raises `ProtocolError` for anything that is none."""
     try:
@@ -255,10 +288,13 @@ def _status(message: dict[str, Any]) -> Status:
     wrong = _first_difference(message, _STATUS_SHAPE, "status")
     if wrong is None and message.get("resync") is not None:
         wrong = _first_difference(message["resync"], _RESYNC_SHAPE, "status.resync")
+    if wrong is None and message.get("comparison") is not None:
+        wrong = _first_difference(message["comparison"], _COMPARISON_SHAPE, "status.comparison")
     if wrong is not None:
         raise ProtocolError(f"it sent a status that cannot be understood, at {wrong}")
     del message["type"]
     message.setdefault("resync", None)
+    message.setdefault("comparison", None)
     return cast(Status, message)
 
 

@@ -11,7 +11,7 @@ The answers, by name of the command (`cli.ownership` reads them):
                 after "when"; ``serving``: whether clients are answered meanwhile
     undrain     {"groups": [GROUP, ...]}: those that are owned here
     force_own   {"epoch": int, "risk": [sentence, ...], "new_lineage": bool}: what may be lost in this very case, and
-                whether the peer's copy can be synced again only after it was made blank
+                whether the peer's copy can be synced again only by `group resolve`
 """
 
 import asyncio
@@ -172,8 +172,8 @@ class Operator:
 
     def _warning(self, group: str, risk: list[str], *, leads: bool) -> list[str]:
         lineage = (
-            f" The data gets a new lineage then: the copy of {self._peer} is not overwritten, and must be made blank "
-            "by hand before it is synced again."
+            f" The data gets a new lineage then: the copy of {self._peer} is not overwritten, and is synced again only "
+            f"after: stortrends-ha group resolve {group} --keep {self._me}"
         )
         return [
             f"Nothing was done. What it would mean to own group {group} on {self._me}:",

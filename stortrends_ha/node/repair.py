@@ -1,4 +1,4 @@
-"""What the operator can have done to the copy of a node that does not own: volume replace.
+"""What the operator can have done to the copy of a node that does not own: volume replace, group diff, group resolve.
 
 Rule 10: the last good copy is never given up. So each command is refused unless the other node serves the group at this
 moment, by the very record that is known here; the data process looks again, at what the owner said of its copy.
@@ -6,6 +6,10 @@ Nothing is done without ``confirmed``: then the answer says what would be.
 
 The answers, by name of the command (`cli.repair` reads them):
     replace     {"says": [sentence, ...]}: what would be done, or has begun
+    resolve     likewise; how it goes on is the answer to ``comparison``
+    diff        {"says": []}: it has begun, likewise
+    comparison  {"comparison": ...}: as `node.messages.Comparison`; None if there is none, or no data process to say it
+    end_diff    {"says": []}: neither goes on; what was not overwritten will not be
 """
 
 import asyncio
@@ -35,7 +39,13 @@ class Repair:
 
     def commands(self) -> dict[str, Command]:
         """By name."""
-        return {"replace": self.replace}
+        return {
+            "replace": self.replace,
+            "diff": self.diff,
+            "resolve": self.resolve,
+            "comparison": self.comparison,
+            "end_diff": self.end_diff,
+        }
 
     # --- volume replace -------------------------------------------------------------------------
 
@@ -106,6 +116,83 @@ class Repair:
                 f"and is not ready: {view().why}."
             )
         self._refuse_diverged(runner)
+
+    # --- Copies without a common history ----------------------------------------------------------
+
+    async def diff(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Begin to compare the copy of a group here with the owner's. Raises StorTrendsError."""
+        runner = self._runner(request)
+        self._need_diverged(runner)
+        await self._run(runner, "compare", keep=False)
+        return {"says": []}
+
+    async def resolve(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Keep what differs here in a file, and give the copy here up for the other node's. Raises StorTrendsError."""
+        runner, keep = self._runner(request), request.get("keep")
+        name, me, peer = runner.name, self._me, self._peer
+        if keep not in (me, peer):
+            raise StorTrendsError(f"There is no node {str(keep)[:70]!r}; the nodes are {me} and {peer}.")
+        if keep == me and runner.core.record.owner != me:
+            raise StorTrendsError(
+                f"No: {peer} owns group {name}, and its clients have written to its copy. To keep the copy of {me} "
+                f"all the same: stop {peer}, make {me} the owner (stortrends-ha group force-own {name} "
+                f"--accept-data-loss), start {peer}, and give there: stortrends-ha group resolve {name} --keep {me}"
+            )
+        if runner.core.record.owner == me and keep == me:
+            raise StorTrendsError(f"It is given on the machine of {peer}, whose copy would be overwritten.")
+        self._refuse_good_copy(runner, f"the copy of group {name} on {me}")
+        self._need_diverged(runner)
+        if request.get("confirmed") is not True:
+            return {"says": self._resolve_plan(name)}
+        await self._run(runner, "compare", keep=True)
+        return {"says": []}
+
+    def _resolve_plan(self, name: str) -> list[str]:
+        directory = self._cluster.nodes[self._me].state_dir / "kept"
+        return [
+            f"Kept as it is: the copy of group {name} on {self._peer}, which serves its clients, and goes on doing so.",
+            f"Overwritten: the copy on {self._me}, wherever it differs. What is different there is first written to a "
+            f"file in {directory}, which stays until it is dropped; if that cannot be done, nothing is overwritten.",
+            f"`stortrends-ha group diff {name}` shows where they differ.",
+        ]
+
+    def comparison(self, request: dict[str, Any]) -> dict[str, Any]:
+        """How far the comparison is that was begun last. Raises StorTrendsError."""
+        status = self._runner(request).status
+        return {"comparison": status["comparison"] if status else None}
+
+    async def end_diff(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Go no further. Raises StorTrendsError."""
+        await self._run(self._runner(request), "end-compare")
+        return {"says": []}
+
+    async def _run(self, runner: GroupRunner, kind: str, **message: Any) -> None:
+        assert runner.child is not None
+        try:
+            await runner.errands.run(runner.child, kind, **message)
+        except OrderError as e:
+            raise StorTrendsError(f"Group {runner.name}: this was not done on {self._me}: {e}.") from None
+
+    def _need_diverged(self, runner: GroupRunner) -> None:
+        name, status, me, peer = runner.name, runner.status, self._me, self._peer
+        if runner.core.record.owner == me:
+            raise StorTrendsError(f"{me} owns group {name}: this is given on the machine of {peer}.")
+        if status is None or status["role"] != "secondary" or not status["owner_lineage"]:
+            raise StorTrendsError(
+                f"The copies of group {name} cannot be compared now, as {peer} has not connected to {me}: "
+                "`stortrends-ha status` says what both wait for."
+            )
+        if not diverged(status):
+            raise StorTrendsError(
+                f"The copies of group {name} on {peer} and {me} have a common history, so there is nothing to resolve: "
+                "what one of them lacks is copied by itself."
+            )
+
+    def _runner(self, request: dict[str, Any]) -> GroupRunner:
+        group = request.get("group")
+        if not isinstance(group, str) or group not in self._runners:
+            raise StorTrendsError(f"There is no group {str(group)[:70]!r}; the groups are: {', '.join(self._runners)}.")
+        return self._runners[group]
 
     # --- Rule 10 --------------------------------------------------------------------------------
 

@@ -244,6 +244,7 @@ def _unreported(cluster: Cluster, name: str, group: Group, view: View) -> Status
             "peer_version": None,
         },
         "resync": None,
+        "comparison": None,
         "window": {"changes": 0, "bytes": 0, "oldest_ms": 0.0},
         "clients": 0,
         "counters": _no_counters(),

@@ -4,7 +4,8 @@ A connection begins, in both directions, with ``PREFACE`` and a HELLO frame; the
 form, so that any two versions can tell each other why they do not fit. Then the owner opens the session
 (OPEN, OPENED) and the stream runs: CHANGES, FLUSH, COMPARE and SYNCED from the owner, ACK, FLUSHED, RESULT and SYNCED
 from the secondary, and REGIONS before anything is synced; PING from the owner, PONG from the secondary; CLIENTS from
-the owner, unanswered.
+the owner, unanswered. Where there can be no session, the secondary may compare instead: INSPECT and DIGESTS from the
+owner, ASK from the secondary.
 
 Invariants:
 - Every frame carries the epoch of its session (rule 6): ``next_frame`` refuses any other.
@@ -35,6 +36,7 @@ _COMPARE = Struct(">QI32s")
 _RESULT = Struct(">QIB")
 _REGION = Struct(">QQ")
 _REGIONS_PER_FRAME = 4000
+DIGEST_BYTES = 32
 
 
 class Kind(IntEnum):
@@ -56,6 +58,9 @@ class Kind(IntEnum):
     FAILED = 14
     CLIENTS = 15
     REGIONS = 16
+    INSPECT = 20
+    ASK = 21
+    DIGESTS = 22
 
 
 # Plain numbers, as members of an enumeration are slow to look up on the hot path.
@@ -188,6 +193,32 @@ def decode_regions(payload: bytes) -> list[tuple[int, int]]:
     if len(payload) % _REGION.size:
         raise ProtocolError("a REGIONS frame of the wrong length")
     return [(offset, length) for offset, length in _REGION.iter_unpack(payload)]
+
+
+def encode_ask(epoch: int, volume: int, offset: int, length: int) -> bytes:
+    """Ask the owner for the digests of a range."""
+    return frame(Kind.ASK, epoch, 0, volume, _REGION.pack(offset, length))
+
+
+def decode_ask(payload: bytes) -> tuple[int, int]:
+    """(offset, length). Raises ProtocolError."""
+    if len(payload) != _REGION.size:
+        raise ProtocolError("an ASK frame of the wrong length")
+    offset, length = _REGION.unpack(payload)
+    return offset, length
+
+
+def encode_digests(epoch: int, volume: int, offset: int, length: int, digests: bytes) -> bytes:
+    """The answer, for as much as was looked at; without digests it has nothing but zeroes."""
+    return frame(Kind.DIGESTS, epoch, 0, volume, _REGION.pack(offset, length) + digests)
+
+
+def decode_digests(payload: bytes) -> tuple[int, int, bytes]:
+    """(offset, length, digests). Raises ProtocolError."""
+    if len(payload) < _REGION.size or (len(payload) - _REGION.size) % DIGEST_BYTES:
+        raise ProtocolError("a DIGESTS frame of the wrong length")
+    offset, length = _REGION.unpack_from(payload)
+    return offset, length, payload[_REGION.size :]
 
 
 assert _REGIONS_PER_FRAME * _REGION.size <= LINK_FRAME_BYTES

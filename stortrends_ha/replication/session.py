@@ -24,7 +24,7 @@ CHANGES = 1 << 63
 
 
 _STRINGS = ("cluster", "group", "node", "peer", "software", "lineage", "filling", "gives_up")
-_FLAGS = ("blank", "lost_cache", "needs_sync", "differs", "unknown", "behind")
+_FLAGS = ("blank", "lost_cache", "needs_sync", "differs", "unknown", "behind", "inspects")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,7 @@ class Hello:
     filling: str  # which copying of everything to it has begun and did not end; empty for none
     gives_up: str  # the lineage for which the operator has given this replica up; empty if he has not
     behind: bool  # the owner answered writes alone that the secondary has not got, though the record has it in sync
+    inspects: bool  # a secondary whose operator wants to see what differs, where there can be no session
 
     def encode(self) -> dict[str, Any]:
         """As a JSON object."""

@@ -10,6 +10,7 @@
     fills          the name of the one from here to the peer of which the dirty map has what is left; else empty
     given_up_for   the lineage of the owner's data for which the operator has given this replica up: what is on it may
                    be overwritten by a copying of everything from there, by nothing else; empty when that has begun
+    lineages       when this replica got which lineage, and how: the newest last, for people
     settled_epoch  the newest epoch at which this node owned alone and all that was cached before had become stable:
                    since then it wrote through, so while the record has it alone at that epoch a lost cache lost nothing
     backings       of each volume the identity of the file that holds this data, where files have one
@@ -45,6 +46,7 @@ class ReplicaState:
     filling: str = ""
     fills: str = ""
     given_up_for: str = ""
+    lineages: tuple[str, ...] = ()
     settled_epoch: int = 0
     backings: Mapping[str, str] = field(default_factory=dict)
     mounts: Mapping[str, str] = field(default_factory=dict)
@@ -121,6 +123,7 @@ def _decode(value: dict[str, Any]) -> ReplicaState:
         lineage=typed(value["lineage"], str),
         boot_id=typed(value["boot_id"], str),
         settled_epoch=typed(value["settled_epoch"], int),
+        lineages=tuple(typed(line, str) for line in value.get("lineages", [])),
         backings=_strings(value.get("backings", {})),
         mounts=_strings(value.get("mounts", {})),
         **{key: typed(value[key], bool) for key in ("lost_cache", "needs_sync")},

@@ -47,6 +47,7 @@ def hello(cluster: Cluster, node: str, /, **changes: Any) -> dict[str, Any]:
         "filling": "",
         "gives_up": "",
         "behind": False,
+        "inspects": False,
         **changes,
     }
 

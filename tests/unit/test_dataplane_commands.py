@@ -8,7 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stortrends_ha.dataplane.commands import Drop, Follow, Idle, Lead, Lease, Release, Stop, parse
+from stortrends_ha.dataplane.commands import (
+    Compare,
+    Drop,
+    EndCompare,
+    Follow,
+    GiveUp,
+    Idle,
+    Lead,
+    Lease,
+    Release,
+    Stop,
+    parse,
+)
 from stortrends_ha.errors import ProtocolError
 from stortrends_ha.record import Record
 
@@ -29,6 +41,9 @@ def line(message: object) -> bytes:
         (LEAD, Lead(7, RECORD, 5, False, True)),
         ({"type": "idle", "id": 2}, Idle(2)),
         ({"type": "release", "id": 3}, Release(3)),
+        ({"type": "give-up", "id": -1}, GiveUp(-1)),
+        ({"type": "compare", "id": -2, "keep": True}, Compare(-2, True)),
+        ({"type": "end-compare", "id": -3}, EndCompare(-3)),
         ({"type": "lease", "until_ns": 1 << 60}, Lease(1 << 60)),
         ({"type": "drop"}, Drop()),
         ({"type": "stop"}, Stop()),

@@ -98,6 +98,12 @@ def test_payload_that_is_no_object_is_refused(payload: bytes) -> None:
 
 
 def test_compare_and_result_come_back_as_they_were_made() -> None:
+    [ask] = frames_of(wire.encode_ask(EPOCH, 3, 2**63, 2**40))
+    assert (ask.kind, ask.volume, wire.decode_ask(ask.payload)) == (Kind.ASK, 3, (2**63, 2**40))
+    for digests in (b"", bytes(range(64))):
+        [answer] = frames_of(wire.encode_digests(EPOCH, 3, 2**63, 2**40, digests))
+        assert (answer.kind, answer.volume) == (Kind.DIGESTS, 3)
+        assert wire.decode_digests(answer.payload) == (2**63, 2**40, digests)
     [compare] = frames_of(wire.encode_compare(EPOCH, 3, 2**63, 2**32 - 1, bytes(range(32))))
     assert (compare.kind, compare.volume) == (Kind.COMPARE, 3)
     assert wire.decode_compare(compare.payload) == (2**63, 2**32 - 1, bytes(range(32)))
@@ -164,3 +170,11 @@ def test_compare_and_result_of_the_wrong_length_are_refused(length: int) -> None
 def test_objects_are_readable_by_any_json_parser() -> None:
     data = wire.encode_object(Kind.FAILED, EPOCH, {"reason": "x"})
     assert json.loads(data[24:]) == {"reason": "x"}
+
+
+@pytest.mark.parametrize("length", [0, 15, 17, 24])
+def test_questions_and_digests_of_a_wrong_length_are_refused(length: int) -> None:
+    with pytest.raises(ProtocolError):
+        wire.decode_ask(bytes(length))
+    with pytest.raises(ProtocolError):
+        wire.decode_digests(bytes(length))

@@ -25,6 +25,7 @@ STATUS: dict[str, Any] = {
     "joinable": False,
     "peer_unfit": "",
     "owner_lineage": "",
+    "comparison": None,
     "fit": {
         "lineage": "0" * 32,
         "blank": False,
@@ -74,6 +75,23 @@ def paths(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
             yield from paths(inner, (*path, key))
 
 
+COMPARISON: dict[str, Any] = {
+    "keep": True, "state": "done", "why": "", "file": "/kept", "done_bytes": 1, "total_bytes": 1, "differing_bytes": 1,
+    "past": {"node-a": {"lineages": ["made here"], "records": []}},
+    "volumes": {"vm-a": {"size_bytes": 1, "differing_bytes": 1, "ranges": [[0, 1]], "more_ranges": 0}},
+}  # fmt: skip
+
+
+def test_comparison_is_understood_or_refused_as_a_whole() -> None:
+    report = parse(line({**STATUS, "comparison": COMPARISON}))
+    assert isinstance(report, Report)
+    assert report.status["comparison"] is not None
+    assert dict(report.status["comparison"]) == COMPARISON
+    for key, wrong in (("done_bytes", "1"), ("past", {"node-a": []}), ("volumes", {"vm-a": {}}), ("state", None)):
+        with pytest.raises(ProtocolError, match=f"status.comparison.{key}"):
+            parse(line({**STATUS, "comparison": {**COMPARISON, key: wrong}}))
+
+
 def test_every_message_is_understood() -> None:
     assert parse(line({"type": "done", "id": 3, "error": ""})) == Done(3, "")
     assert parse(line({"type": "ready"})) == Ready()
@@ -95,7 +113,9 @@ def test_a_status_with_any_value_of_a_wrong_type_is_refused(path: tuple[str, ...
         parse(line(message))
 
 
-@pytest.mark.parametrize("path", [path for path in paths(STATUS) if path not in [("resync",), ("volumes", "vm-a")]])
+@pytest.mark.parametrize(
+    "path", [path for path in paths(STATUS) if path not in [("resync",), ("comparison",), ("volumes", "vm-a")]]
+)
 def test_a_status_without_any_of_its_keys_is_refused(path: tuple[str, ...]) -> None:
     message = copy.deepcopy(STATUS)
     inner = message

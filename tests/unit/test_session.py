@@ -45,6 +45,7 @@ OWNER = Hello(
     filling="",
     gives_up="",
     behind=False,
+    inspects=False,
 )
 SECONDARY = replace(OWNER, node="node-b", peer="node-a")
 
