@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stortrends_ha.cli.asking import Nodes, answering, cluster_of, request
+from stortrends_ha.cli.asking import Nodes, answering, cluster_of, request, the_node
 from stortrends_ha.cli.repair import have_it_done
-from stortrends_ha.config import Cluster
+from stortrends_ha.config import Address, Cluster
 from stortrends_ha.errors import StorTrendsError
 
 LOOK_AGAIN_S = 0.3
+# The node ends an export that nobody asks for any more after ten seconds.
+RENEW_S = 2.0
 # A data process that is not there, or has another role now, says nothing of it any more.
 SILENT_S = 5.0
 _MIB = 1 << 20
@@ -49,6 +51,27 @@ def resolve(config: Path, group: str, keep: str, *, confirmed: bool) -> int:
     print(f"{keep} copies group {group} to {node} now: `stortrends-ha status` says how far it is.")
     print(f"What was on {node} can be had by: stortrends-ha group resolve {group} --extract FILE --to DIR")
     return 0
+
+
+def export(config: Path, group: str, node: str, listen: Address) -> int:
+    """Serve the copy of this machine's node read-only until Ctrl-C; returns the exit code."""
+    cluster = cluster_of(config, groups=[group], nodes=[node])
+    command = {"command": "show", "group": group, "host": listen.host, "port": listen.port}
+    the_node(cluster, config, node, "group diff --export")
+    request(cluster, node, command)
+    for volume in cluster.groups[group].volumes:
+        print(
+            f"nbd://{listen}/{volume.name} is volume {volume.name} as it is on {node}, read-only, until Ctrl-C.",
+            flush=True,
+        )
+    try:
+        while True:
+            time.sleep(RENEW_S)
+            request(cluster, node, command)
+    except KeyboardInterrupt:
+        with contextlib.suppress(StorTrendsError):
+            request(cluster, node, {"command": "end_diff", "group": group})
+        raise
 
 
 def _secondary(cluster: Cluster, config: Path, group: str) -> str:

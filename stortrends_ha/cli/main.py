@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DEFAULT_CONFIG = Path("/etc/stortrends-ha/cluster.yaml")
 DEMO_PORT_BASE = 10809  # the first port is then the one that IANA gives to NBD
 WITNESS_LISTEN = "0.0.0.0:7801"
+EXPORT_LISTEN = "127.0.0.1:10899"
 WITNESS_STATE = Path("/var/lib/stortrends-ha-witness")
 INTERRUPTED = 130  # what shells show for a command that was ended by Ctrl-C
 
@@ -158,6 +159,10 @@ def _add_repair(commands: "_Commands", groups: "_Commands") -> None:
     diff = groups.add_parser("diff", help="show where copies without a common history differ, and how that came")
     diff.add_argument("group", metavar="GROUP")
     diff.add_argument("--json", action="store_true", help="for programs: one JSON object")
+    diff.add_argument("--export", metavar="NODE", help="instead serve that node's copy read-only over NBD until Ctrl-C")
+    diff.add_argument(
+        "--listen", type=_address, default=EXPORT_LISTEN, metavar="HOST:PORT", help="where (default: %(default)s)"
+    )
     diff.set_defaults(run=_diff)
 
     resolve = groups.add_parser(
@@ -182,6 +187,8 @@ def _add_repair(commands: "_Commands", groups: "_Commands") -> None:
 def _diff(options: argparse.Namespace) -> int:
     from stortrends_ha.cli import diverged
 
+    if options.export:
+        return diverged.export(options.config, options.group, options.export, options.listen)
     return diverged.diff(options.config, options.group, as_json=options.json)
 
 

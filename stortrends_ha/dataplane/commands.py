@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from stortrends_ha.config import Address
 from stortrends_ha.errors import ProtocolError
 from stortrends_ha.record import Record
 
@@ -62,8 +63,16 @@ class Compare:
 
 
 @dataclass(frozen=True, slots=True)
+class Show:
+    """Serve a secondary's volumes read-only at an address, or go on with that, for some seconds."""
+
+    number: int
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
 class EndCompare:
-    """End what ``Compare`` has begun, if it has not ended."""
+    """End what ``Compare`` and ``Show`` have begun, if it has not ended."""
 
     number: int
 
@@ -85,7 +94,7 @@ class Stop:
     """End in order."""
 
 
-Order = Follow | Lead | Idle | Release | GiveUp | Compare | EndCompare
+Order = Follow | Lead | Idle | Release | GiveUp | Compare | Show | EndCompare
 Command = Order | Lease | Drop | Stop
 
 
@@ -125,6 +134,8 @@ def _parse(message: Any) -> Command:
             return GiveUp(number)
         case "compare":
             return Compare(number, _typed(message["keep"], bool))
+        case "show":
+            return Show(number, Address(_typed(message["host"], str), _typed(message["port"], int)))
         case "end-compare":
             return EndCompare(number)
         case other:

@@ -24,6 +24,7 @@ from stortrends_ha.replication.secondary import Secondary
 from stortrends_ha.replication.session import Hello, Plan, diverged
 
 from .comparison import Comparison
+from .exhibit import Exhibit
 from .link_socket import LinkSocket, carry_out
 from .replica import Replica
 from .report import Status, base, link_status
@@ -65,6 +66,7 @@ class Follower:
         self._blank = False  # it was when the session began
         self._owner: Hello | None = None  # as it was met last, by this record
         self._comparison: Comparison | None = None
+        self._exhibit: Exhibit | None = None
         self._comparing: asyncio.Task[None] | None = None  # a connection on which it goes on
 
     # --- Commands -----------------------------------------------------------------------------
@@ -101,7 +103,7 @@ class Follower:
     def follow(self, record: Record) -> None:
         """Rule 6: from now on sessions are for exactly this record."""
         if record != self.record:
-            self.end_compare(f"the record has changed: {record}")
+            self._end_compare(f"the record has changed: {record}")
             self._end_sessions(f"the record has changed: {record}")
             self.record, self._why, self._refused, self._owner = record, "", False, None
 
@@ -126,8 +128,27 @@ class Follower:
             raise OrderError("a comparison is under way already")
         self._comparison = Comparison(self._replica, keep)
 
-    def end_compare(self, why: str) -> None:
-        """End the comparison, if one is under way: nothing of this replica has been changed by it."""
+    def show(self, address: Address) -> None:
+        """Serve the volumes read-only at this address, or go on with that. Raises OrderError."""
+        if self._link is not None:
+            raise OrderError(f"{self._replica.node} mirrors {self.record.owner} now, which serves the same data")
+        if self._exhibit is not None and self._exhibit.address == address and self._exhibit.shown:
+            self._exhibit.renew()
+            return
+        self._end_exhibit()
+        self._exhibit = Exhibit(self._replica, self.record.epoch, address)
+
+    def _end_exhibit(self) -> None:
+        if self._exhibit is not None:
+            self._exhibit.end()
+            self._exhibit = None
+
+    def end_inspection(self, why: str) -> None:
+        """End what the operator looks at: comparison and exhibit. Nothing of this replica has been changed by them."""
+        self._end_exhibit()
+        self._end_compare(why)
+
+    def _end_compare(self, why: str) -> None:
         if self._comparing is not None:
             self._comparing.cancel()
         if self._comparison is not None:
@@ -151,7 +172,7 @@ class Follower:
             self._loop.remove_reader(self._listener.fileno())
             self._listener.close()
             self._listener = None
-        self.end_compare("this node follows no more")
+        self.end_inspection("this node follows no more")
         self._end_sessions("this node follows no more")
 
     def _end_sessions(self, why: str) -> None:
@@ -221,6 +242,7 @@ class Follower:
         """See ``Joiner``."""
         if self._link is not None:
             self._link.close("the owner has connected anew")
+        self._end_exhibit()  # what it shows would change
         self._blank = self.hello().blank
         self._replica.begin_to_follow(lineage, plan, fill)
 

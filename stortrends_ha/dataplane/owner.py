@@ -19,15 +19,12 @@ from typing import Any
 from stortrends_ha.boottime import now_ns
 from stortrends_ha.errors import ReleaseError, StorageError
 from stortrends_ha.limits import CHECKPOINT_S, DIRTY_BLOCK_BYTES
-from stortrends_ha.protocol.nbd_handshake import Export as HandshakeExport
-from stortrends_ha.protocol.nbd_options import TransmissionFlag
-from stortrends_ha.protocol.nbd_transmission import Geometry
 from stortrends_ha.record import Record
 from stortrends_ha.replication.gate import FOREVER_NS, Gate
 from stortrends_ha.replication.primary import Primary
 from stortrends_ha.replication.write_through import Cache
 
-from .export import Export
+from .export import Export, make_export
 from .nbd_server import NbdServer
 from .owner_link import OwnerLink
 from .replica import Replica
@@ -80,29 +77,11 @@ class Owner:
         self._moved = (0, self._loop.time())  # the newest answered change, and when that was seen first
 
     def _export(self, index: int) -> Export:
-        volume, store = self._replica.group.volumes[index], self._replica.stores[index]
-        geometry = Geometry(
-            volume.size_bytes,
-            volume.read_only,
-            volume.minimum_block_bytes,
-            volume.maximum_payload_bytes,
-            can_trim=store.can_punch,
-            can_fast_zero=store.can_zero_fast,
-            can_fast_zero_allocated=store.can_zero_allocated_fast,
-        )
-        offer = HandshakeExport(
-            name=volume.name,
-            size_bytes=volume.size_bytes,
-            flags=export_flags(volume.read_only),
-            minimum_block_bytes=volume.minimum_block_bytes,
-            preferred_block_bytes=volume.preferred_block_bytes,
-            maximum_payload_bytes=volume.maximum_payload_bytes,
-            description=volume.description,
-        )
         replica = self._replica
-        return Export(
-            index, offer, geometry, store, store.executor, replica.server_counters, replica.volume_counters[index]
-        )
+        return make_export(
+            index, replica.group.volumes[index], replica.stores[index], replica.server_counters,
+            replica.volume_counters[index],
+        )  # fmt: skip
 
     # --- Commands -----------------------------------------------------------------------------
 
@@ -396,11 +375,3 @@ class Owner:
             "dirty_bytes": min(differences.dirty.count * DIRTY_BLOCK_BYTES, export.geometry.size_bytes),
             "counters": {name: getattr(counters, name) for name in counters.__slots__},
         }
-
-
-def export_flags(read_only: bool) -> TransmissionFlag:
-    """The transmission flags of a volume: the same on both nodes and at any time, as clients may not compare them."""
-    has = TransmissionFlag
-    always = has.HAS_FLAGS | has.SEND_FLUSH | has.SEND_FUA | has.CAN_MULTI_CONN | has.SEND_CACHE
-    changes = has.SEND_TRIM | has.SEND_WRITE_ZEROES | has.SEND_FAST_ZERO
-    return always | (has.READ_ONLY if read_only else changes)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from stortrends_ha.errors import OrderError, StorageError
 from stortrends_ha.record import Record
 
-from .commands import Compare, Drop, EndCompare, Follow, GiveUp, Idle, Lead, Lease, Order, Release
+from .commands import Compare, Drop, EndCompare, Follow, GiveUp, Idle, Lead, Lease, Order, Release, Show
 from .follower import Follower
 from .owner import Owner
 from .replica import Replica
@@ -69,8 +69,10 @@ class Roles:
                     self._follower().give_up()
                 case Compare(_, keep):
                     self._follower().compare(keep)
+                case Show(_, address):
+                    self._follower().show(address)
                 case EndCompare():
-                    self._follower().end_compare("it was ended by the operator")
+                    self._follower().end_inspection("it was ended by the operator")
         except StorageError as e:
             self._replica.fail(e)
             raise

@@ -9,7 +9,8 @@ The answers, by name of the command (`cli.repair` reads them):
     resolve     likewise; how it goes on is the answer to ``comparison``
     diff        {"says": []}: it has begun, likewise
     comparison  {"comparison": ...}: as `node.messages.Comparison`; None if there is none, or no data process to say it
-    end_diff    {"says": []}: neither goes on; what was not overwritten will not be
+    show        {"says": []}: the volumes can be read at that address, for ten seconds more
+    end_diff    {"says": []}: none of it goes on; what was not overwritten will not be
 """
 
 import asyncio
@@ -44,6 +45,7 @@ class Repair:
             "diff": self.diff,
             "resolve": self.resolve,
             "comparison": self.comparison,
+            "show": self.show,
             "end_diff": self.end_diff,
         }
 
@@ -160,6 +162,21 @@ class Repair:
         """How far the comparison is that was begun last. Raises StorTrendsError."""
         status = self._runner(request).status
         return {"comparison": status["comparison"] if status else None}
+
+    async def show(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Let somebody look into the copy of a group here. Raises StorTrendsError."""
+        runner, host, port = self._runner(request), request.get("host"), request.get("port")
+        if runner.core.record.owner == self._me:
+            uris = " and ".join(f"nbd://{group.nbd}/{volume.name}" for group, volume in self._volumes_of(runner.name))
+            raise StorTrendsError(f"{self._me} owns group {runner.name}, which is served already: {uris}")
+        if not isinstance(host, str) or type(port) is not int or not 0 < port < 1 << 16:
+            raise StorTrendsError("An address to listen on has a host and a port.")
+        await self._run(runner, "show", host=host, port=port)
+        return {"says": []}
+
+    def _volumes_of(self, name: str) -> list[tuple[Group, Volume]]:
+        group = self._cluster.groups[name]
+        return [(group, volume) for volume in group.volumes]
 
     async def end_diff(self, request: dict[str, Any]) -> dict[str, Any]:
         """Go no further. Raises StorTrendsError."""

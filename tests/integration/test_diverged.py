@@ -1,17 +1,19 @@
 """Two copies of a group without a common history: `group diff` and `group resolve`, with real nodes and deaths."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from clients import qemu_io
+from clients import nbdsh, qemu_io
 from files import MIB
-from harness import GROUP, OWNER, PROGRAM, SECONDARY, Cluster, program_environment, wait_for
+from harness import GROUP, OWNER, PROGRAM, SECONDARY, Cluster, free_ports, program_environment, wait_for
 from test_replace import FAST, typed
 
 A, B = OWNER, SECONDARY
@@ -167,6 +169,77 @@ def test_owner_that_is_gone_is_no_reason_to_overwrite_and_the_other_side_can_sti
     diverged.owner.wait("has met the owner", lambda group: group["owner_lineage"])
 
 
+# --- Looked into --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def exported(cluster: Cluster, *options: str) -> Iterator["subprocess.Popen[str]"]:
+    command = ["group", "diff", GROUP, "--export", A, *options, "--config", str(cluster.owner.config)]
+    showing = subprocess.Popen(
+        [*PROGRAM, *command], env=program_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield showing
+    finally:
+        showing.kill()
+        showing.communicate()
+
+
+def test_the_copy_that_does_not_own_can_be_read_and_not_written_until_ctrl_c(diverged: Cluster) -> None:
+    (port,) = free_ports(1)
+    uri = f"nbd://127.0.0.1:{port}/vm-a"
+    with exported(diverged, "--listen", f"127.0.0.1:{port}") as showing:
+        assert showing.stdout is not None
+        assert showing.stdout.readline().startswith(f"{uri} is volume vm-a as it is on node-a, read-only")
+        before = diverged.backing(A).read_bytes()
+        script = "h.connect_uri(uri[0]); assert h.is_read_only(); assert h.pread(512, 1 << 20) == b'\\x22' * 512"
+        nbdsh(f"{script}; h.flush()", uri)
+        nbdsh(
+            "h.connect_uri(uri[0]); h.set_strict_mode(0)\n"
+            "try:\n  h.pwrite(b'x' * 512, 0)\nexcept nbd.Error as e:\n  assert e.errno == 'EPERM', e\n"
+            "else:\n  raise AssertionError('written')", uri,
+        )  # fmt: skip
+        assert diverged.backing(A).read_bytes() == before
+        assert typed(diverged, A, "group", "diff", GROUP)[0] == 0  # at the same time
+        showing.send_signal(signal.SIGINT)
+        assert showing.wait(30) == 130
+        with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+            pass
+
+
+def test_exported_copy_does_not_outlive_whoever_shows_it_or_the_role_of_its_node(diverged: Cluster) -> None:
+    (port,) = free_ports(1)
+
+    def is_there() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    with exported(diverged, "--listen", f"127.0.0.1:{port}") as showing:
+        assert showing.stdout is not None
+        showing.stdout.readline()
+    assert is_there()
+    wait_for("nobody renews it", lambda: not is_there())
+    with exported(diverged, "--listen", f"127.0.0.1:{port}") as showing:
+        assert showing.stdout is not None
+        showing.stdout.readline()
+        data_pid = diverged.owner.data_pid
+        diverged.secondary.kill()
+        wait_for("it is missed", lambda: diverged.owner.status()["nodes"][B]["state"] == "not answering")
+        diverged.secondary.start()
+        diverged.wait_served_by(B)  # the healthy side comes and goes as if nobody looked at the other one
+        assert is_there()
+        assert diverged.owner.data_pid == data_pid
+
+
+def test_what_is_not_exported(diverged: Cluster) -> None:
+    diff = ("group", "diff", GROUP)
+    said = refused(diverged, B, *diff, "--export", B)
+    assert f"node-b owns group rg-a, which is served already: {diverged.uri()}" in said
+    said = refused(diverged, A, *diff, "--export", A, "--listen", f"127.0.0.1:{diverged.nbd_port}")
+    assert "in use" in said
+    assert "has no node 'node-c'" in refused(diverged, A, *diff, "--export", "node-c")
+
+
 # --- Resolved: the last tests with this cluster -------------------------------------------------------
 
 
@@ -186,6 +259,8 @@ def test_resolve_keeps_what_differs_and_copies_what_differs(diverged: Cluster, t
 
     assert "there is nothing to resolve" in refused(diverged, A, "group", "resolve", GROUP, "--keep", B, "--yes")
     assert "there is nothing to resolve" in refused(diverged, A, "group", "diff", GROUP)
+    said = refused(diverged, A, "group", "diff", GROUP, "--export", A)
+    assert "node-a mirrors node-b now, which serves the same data" in said
 
     code, out, _ = typed(diverged, A, "group", "resolve", GROUP, "--list")
     assert (code, f"{file}: 0.3 MiB of node-a, given up at" in out) == (0, True)

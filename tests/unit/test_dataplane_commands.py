@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stortrends_ha.config import Address
 from stortrends_ha.dataplane.commands import (
     Compare,
     Drop,
@@ -18,6 +19,7 @@ from stortrends_ha.dataplane.commands import (
     Lead,
     Lease,
     Release,
+    Show,
     Stop,
     parse,
 )
@@ -43,6 +45,7 @@ def line(message: object) -> bytes:
         ({"type": "release", "id": 3}, Release(3)),
         ({"type": "give-up", "id": -1}, GiveUp(-1)),
         ({"type": "compare", "id": -2, "keep": True}, Compare(-2, True)),
+        ({"type": "show", "id": -4, "host": "::1", "port": 10899}, Show(-4, Address("::1", 10899))),
         ({"type": "end-compare", "id": -3}, EndCompare(-3)),
         ({"type": "lease", "until_ns": 1 << 60}, Lease(1 << 60)),
         ({"type": "drop"}, Drop()),
