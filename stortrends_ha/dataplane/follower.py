@@ -109,9 +109,7 @@ class Follower:
 
     def give_up(self) -> None:
         """The operator does not need what is here: let the owner overwrite it. Raises OrderError, StorageError."""
-        mine, owner = self.hello(), self._met()
-        if owner.needs_sync or owner.lost_cache:  # rule 10: the last good copy may be here
-            raise OrderError(f"the copy of {owner.node} is not complete itself")
+        mine, owner = self.hello(), self._met(complete=True)
         if diverged(mine, owner):
             raise OrderError(f"{owner.node} and {mine.node} have no common history")
         self._replica.give_up(owner.lineage)
@@ -121,7 +119,7 @@ class Follower:
     def compare(self, keep: bool) -> None:
         """Begin to find out where this replica and the owner's differ, which have no common history; ``keep``: and to
         keep that in a file, and give this one up. Raises OrderError."""
-        mine, owner = self.hello(), self._met()
+        mine, owner = self.hello(), self._met(complete=keep)
         if not diverged(mine, owner):
             raise OrderError(f"{owner.node} and {mine.node} have a common history")
         if self._comparison is not None and self._comparison.running:
@@ -154,12 +152,15 @@ class Follower:
         if self._comparison is not None:
             self._comparison.fail(why)
 
-    def _met(self) -> Hello:
-        """The owner, as it was met last. Raises OrderError."""
+    def _met(self, *, complete: bool) -> Hello:
+        """The owner, as it was met last; ``complete``: it has to be that, as the last good copy may be here (rule 10).
+        Raises OrderError."""
         if reason := self.obstacle():
             raise OrderError(reason)
         if self._owner is None or not self._owner.lineage:
             raise OrderError(f"{self.record.owner} has not connected to {self._replica.node} yet")
+        if complete and (self._owner.needs_sync or self._owner.lost_cache):
+            raise OrderError(f"the copy of {self._owner.node} is not complete itself")
         return self._owner
 
     def stop(self) -> None:
@@ -236,7 +237,8 @@ class Follower:
 
     def met(self, owner: Hello) -> None:
         """See ``Joiner``."""
-        self._owner = owner
+        if self._link is None:  # else it is known, and this may be anybody
+            self._owner = owner
 
     def begin(self, lineage: str, plan: Plan, fill: str) -> None:
         """See ``Joiner``."""
@@ -251,7 +253,7 @@ class Follower:
         link = LinkSocket(sock, lambda: None, self._lost, self._limits.link_timeout_s)
         epoch = self.record.epoch
         session = Secondary(self._replica.stores, epoch, link, joined.first, self._synced, self._clients)
-        self._link, self._opened = link, joined
+        self._link, self._opened, self._owner = link, joined, joined.theirs
         self._replica.link_counters.sessions += 1
         self._why, self._refused = "", False
         link.run(lambda view, end: self._receive(session, view, end), lambda: session.behind)
