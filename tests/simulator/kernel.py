@@ -46,8 +46,8 @@ class File:
 class Os:
     """Of ``os``, what a volume needs."""
 
-    SEEK_DATA, SEEK_HOLE, RWF_NOWAIT, POSIX_FADV_WILLNEED = (
-        os.SEEK_DATA, os.SEEK_HOLE, os.RWF_NOWAIT, os.POSIX_FADV_WILLNEED
+    SEEK_DATA, SEEK_HOLE, RWF_NOWAIT, POSIX_FADV_WILLNEED, POSIX_FADV_DONTNEED = (
+        os.SEEK_DATA, os.SEEK_HOLE, os.RWF_NOWAIT, os.POSIX_FADV_WILLNEED, os.POSIX_FADV_DONTNEED
     )  # fmt: skip
     strerror = staticmethod(os.strerror)
 
@@ -71,6 +71,10 @@ class Os:
             raise BlockingIOError
         views[0][:] = file.disk.read(offset, len(views[0]))
         return len(views[0])
+
+    @staticmethod
+    def posix_fadvise(file: File, offset: int, length: int, advice: int) -> None:
+        """What is not stable stays in the cache, what is stable is read as before."""
 
     @staticmethod
     def fdatasync(file: File) -> None:

@@ -214,6 +214,7 @@ _REPLACED: list[tuple[Any, str, Any]] = [
     (replica, "DiskThreads", kernel.NoThreads),
     (replica, "StateFile", StateFile),
     (replica, "ThreadPoolExecutor", kernel.NoThreads),
+    (replica, "time", SimpleNamespace(strftime=lambda _: "some day")),
     (replica, "uuid", SimpleNamespace(uuid4=kernel.new_lineage)),
     (owner_link, "uuid", SimpleNamespace(uuid4=kernel.new_filling)),
     (state, "BOOT_ID", _BootId),
