@@ -1,6 +1,7 @@
 """`stortrends-ha volume replace`, and disks that work again: with real nodes, commands and failing disks."""
 
 import os
+import pty
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -30,6 +31,21 @@ def replace(cluster: Cluster, *options: str, node: str = SECONDARY, volume: str 
     """The exit code, and all that was said."""
     code, out, errors = typed(cluster, node, "volume", "replace", volume, "--node", node, *options)
     return code, out + errors
+
+
+def answered(cluster: Cluster, answer: str) -> tuple[int, str]:
+    """As ``replace``, at a terminal."""
+    ours, theirs = pty.openpty()
+    try:
+        os.write(ours, f"{answer}\n".encode())
+        done = subprocess.run(
+            [*PROGRAM, "volume", "replace", "vm-a", "--node", SECONDARY, "--config", str(cluster.secondary.config)],
+            env=program_environment(), stdin=theirs, capture_output=True, text=True, timeout=90,
+        )  # fmt: skip
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.fixture
@@ -71,11 +87,13 @@ def test_disk_with_something_on_it_is_overwritten_only_when_the_operator_says_so
     assert f"What is on {cluster.backing(SECONDARY)} is given up: the copy of volume vm-a on node-b." in said
     assert "compared with node-a, 0.06 GiB, and overwritten where they differ" in said
     assert "nobody can be asked here" in said
+    code, said = answered(cluster, "no")
+    assert (code, said.endswith("Go on? Type yes: stortrends-ha: Nothing was done.\n")) == (1, True)
     with cluster.backing(SECONDARY).open("rb") as file:
         assert os.pread(file.fileno(), len(FULL_OF_SOMETHING), 30 * MIB) == FULL_OF_SOMETHING
 
-    code, said = replace(cluster, "--yes")
-    assert (code, said.splitlines()[-1][:34]) == (0, "node-a copies group rg-a to node-b")
+    code, said = answered(cluster, "yes")
+    assert (code, "node-a copies group rg-a to node-b: `stortrends-ha status` says how far" in said) == (0, True)
     cluster.wait_in_sync()
     cluster.settle()
     cluster.assert_identical()
