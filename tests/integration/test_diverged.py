@@ -319,3 +319,26 @@ def killed_while_it_resolves(cluster: Cluster, when: str) -> bytes:
         code, _, errors = typed(cluster, A, *command)
         assert code == 0, errors
     return lost
+
+
+def test_copy_that_does_not_own_can_be_kept_by_what_the_refusal_says(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, witness=True, failover=FAST)
+    try:
+        diverge(cluster)
+        said = refused(cluster, A, "group", "resolve", GROUP, "--keep", A, "--yes")
+        assert "stop node-b, make node-a the owner" in said
+        cluster.secondary.stop()
+        wait_for("it is missed", lambda: cluster.owner.status()["nodes"][B]["state"] == "not answering")
+        code, out, errors = typed(cluster, A, "group", "force-own", GROUP, "--name", A, "--accept-data-loss")
+        assert code == 0, out + errors
+        cluster.secondary.start()
+        cluster.secondary.wait("has met the owner", lambda group: group["owner_lineage"])
+        code, out, errors = typed(cluster, B, "group", "resolve", GROUP, "--keep", A, "--yes")
+        assert code == 0, out + errors
+        cluster.wait_in_sync()
+        cluster.settle()
+        cluster.assert_identical()
+        cluster.assert_holds(20 * MIB, b"\x22" * 64 * KIB)
+        assert len(kept(cluster, B)) == 1
+    finally:
+        cluster.close()
