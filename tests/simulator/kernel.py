@@ -10,6 +10,7 @@ import os
 import select
 import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -146,10 +147,23 @@ class MapOs:
         return file
 
     @staticmethod
-    def pread(file: MapFile, _length: int, offset: int) -> bytes:
-        """A page."""
+    def pread(file: MapFile, length: int, offset: int) -> bytes:
+        """Pages."""
         assert file.pages is not None
-        return file.pages.read(offset // PAGE_BYTES)
+        return b"".join(map(file.pages.read, range(offset // PAGE_BYTES, (offset + length) // PAGE_BYTES)))
+
+    @staticmethod
+    def pwritev(file: MapFile, buffers: list[bytes], offset: int) -> int:
+        """Pages."""
+        return sum(MapOs.pwrite(file, page, offset + number * PAGE_BYTES) for number, page in enumerate(buffers))
+
+    @staticmethod
+    def posix_fallocate(file: MapFile, _offset: int, length: int) -> None:
+        """The file is at least that long."""
+        assert file.pages is not None
+        file.check()
+        file.pages.extend(length // PAGE_BYTES)
+        file.process.point()
 
     @staticmethod
     def pwrite(file: MapFile, data: bytes, offset: int) -> int:
@@ -242,6 +256,10 @@ class NoThreads:
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
+
+    def submit(self, func: Callable[..., Any], *args: Any) -> None:
+        """Nobody waits for its result."""
+        running().loop.run_in_executor(self, func, *args)
 
     def silent_s(self) -> float:
         """No disk hangs."""
