@@ -28,6 +28,8 @@ PART_BLOCKS = VOLUME_BYTES // BLOCK_BYTES // 4
 RAW_RATE, QEMU_RATE, LIBNBD_RATE = 500, 200, 100
 # An answer that came after an event is one of these; more, so that the queue has been answered, too.
 ANSWERS_AFTER = 40
+# A stall of a planned move, or of what is no reason to move, is shorter by far; on a busy machine it may take this.
+PLANNED_S = 2.0
 # Each of the clients asks several times between the first and the last of these.
 HELD_LOOKS = 6
 # QEMU repeats the requests that a lost connection left unanswered for so long: longer than anything here takes.
@@ -131,14 +133,16 @@ class Clients:
         return self
 
     @contextmanager
-    def event(self, within_s: float = FAILOVER_S) -> Iterator[dict[str, float]]:
-        """What happens in the block, and how long each client waited: known after it, when all get answers again."""
+    def event(self, within_s: float = FAILOVER_S, *, stall_s: float | None = None) -> Iterator[dict[str, float]]:
+        """What happens in the block, and how long each client waited: known after it, when all get answers again.
+        None may have waited for `stall_s`."""
         stalls: dict[str, float] = {}
         began_s = time.monotonic()
         yield stalls
         self.wait_answers(within_s)
         stalls.update({name: report.stall_since(began_s) for name, report in self.reports().items()})
         self.assert_no_errors()
+        assert stall_s is None or max(stalls.values()) < stall_s, stalls
 
     def wait_held(self) -> None:
         """Nobody gets an answer, at so many looks: by then everybody has asked, and all that was sent has arrived."""
