@@ -10,10 +10,15 @@ import pytest
 from .cluster import Cluster
 
 
-@pytest.fixture(scope="session")
-def _shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def need_root() -> None:
+    """Skip what asks for a cluster without being root."""
     if os.geteuid() != 0:
         pytest.skip("Network namespaces need root.")
+
+
+@pytest.fixture(scope="session")
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    need_root()
     made = Cluster(tmp_path_factory.mktemp("failures"))
     try:
         yield made
@@ -30,8 +35,7 @@ def cluster(_shared: Cluster) -> Cluster:
 @pytest.fixture
 def make_cluster(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
     """Make clusters for one test; they are not started."""
-    if os.geteuid() != 0:
-        pytest.skip("Network namespaces need root.")
+    need_root()
     made: list[Cluster] = []
 
     def make(**options: Any) -> Cluster:
