@@ -168,8 +168,8 @@ def raw_client(
     return _start(cluster, name, [sys.executable, "-m", "tests.failures.load"], cluster.volume(group), part, options)
 
 
-def libnbd_client(cluster: Cluster, *, part: int, name: str = "libnbd") -> Load:
-    options = {"to": cluster.nbd(GROUP), "rate": LIBNBD_RATE}
+def libnbd_client(cluster: Cluster, *, part: int, name: str = "libnbd", **options: Any) -> Load:
+    options = {"to": cluster.nbd(GROUP), "rate": LIBNBD_RATE, **options}
     return _start(cluster, name, [DEBIAN_PYTHON, "-m", "tests.failures.libnbd_load"], cluster.volume(), part, options)
 
 
@@ -180,7 +180,7 @@ def _start(cluster: Cluster, name: str, program: list[str], volume: str, part: i
 
 
 @contextmanager
-def qemu_client(cluster: Cluster, *, part: int, name: str = "qemu") -> Iterator[Load]:
+def qemu_client(cluster: Cluster, *, part: int, name: str = "qemu", **options: Any) -> Iterator[Load]:
     """QEMU's NBD client, which hides a lost connection from whoever uses its disk; here a raw client."""
     directory = cluster.directory
     socket, pidfile = directory / f"{name}.sock", directory / f"{name}.pid"
@@ -200,7 +200,7 @@ def qemu_client(cluster: Cluster, *, part: int, name: str = "qemu") -> Iterator[
         )
     try:
         wait_for("QEMU has attached the volume", lambda: pidfile.exists() and socket.exists())
-        load = raw_client(cluster, part=part, to=str(socket), name=name, rate=QEMU_RATE)
+        load = raw_client(cluster, part=part, to=str(socket), name=name, rate=QEMU_RATE, **options)
         try:
             yield load
         finally:
@@ -215,13 +215,14 @@ def qemu_client(cluster: Cluster, *, part: int, name: str = "qemu") -> Iterator[
 
 
 @contextmanager
-def under_load(cluster: Cluster, *, compare: bool = True) -> Iterator[Clients]:
-    """See the module; `compare`: whether both replicas are to be the same at the end."""
+def under_load(cluster: Cluster, *, compare: bool = True, blocks: int = PART_BLOCKS) -> Iterator[Clients]:
+    """See the module; `compare`: whether both replicas are to be the same at the end; `blocks`: each client works on so
+    many."""
     with ExitStack() as stack:
-        loads = [raw_client(cluster, part=0), libnbd_client(cluster, part=2)]
+        loads = [raw_client(cluster, part=0, blocks=blocks), libnbd_client(cluster, part=2, blocks=blocks)]
         for load in loads:
             stack.callback(load.close)
-        loads.append(stack.enter_context(qemu_client(cluster, part=1)))
+        loads.append(stack.enter_context(qemu_client(cluster, part=1, blocks=blocks)))
         clients = Clients(cluster, loads)
         clients.wait_answers()
         yield clients

@@ -110,6 +110,21 @@ def test_it_is_cut_from_everything(cluster: Cluster, way: str) -> None:
         assert cluster.owner() is secondary
 
 
+def test_its_lan_interface_is_down(cluster: Cluster) -> None:
+    """It reaches neither clients nor witness, but its peer: nothing moves, and it goes on when the LAN is back."""
+    owner, secondary = cluster.pair()
+    with under_load(cluster) as clients:
+        epoch = owner.group()["epoch"]
+        with clients.event():
+            owner.machine.interfaces_down([LAN])
+            secondary.wait_path_silent(owner.machine.lan_ip)
+            owner.wait("says that the arbiter does not answer", lambda of: of["arbiter"])
+            clients.wait_held()
+            cluster.network.heal()
+        assert cluster.owner() is owner
+        assert owner.group()["epoch"] == epoch
+
+
 def test_clients_do_not_reach_it_and_the_operator_moves_the_group(cluster: Cluster) -> None:
     """By itself nothing moves, as the nodes and the witness see each other."""
     owner, secondary = cluster.pair()
