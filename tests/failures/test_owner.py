@@ -1,6 +1,7 @@
 """The owner of a group fails in one way or another: its clients wait for a moment, and see no error."""
 
 import fcntl
+import select
 import signal
 import socket
 import struct
@@ -93,19 +94,24 @@ def test_its_data_process_hangs(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("way", ["packets are dropped", "its interfaces are down"])
 def test_it_is_cut_from_everything(cluster: Cluster, way: str) -> None:
-    """Row 7: it lives, but it neither answers nor keeps the address."""
+    """Row 7: it lives, but it neither answers, not even who reaches it still, nor keeps the address."""
     owner, secondary = cluster.pair()
-    with under_load(cluster) as clients:
+    with under_load(cluster) as clients, old_client(cluster, owner) as old:
+        old.write(1)
         with clients.wait_known().event():
             if way == "packets are dropped":
                 owner.machine.isolate()
             else:
                 owner.machine.interfaces_down([LAN, LINK])
         assert_is_at(cluster, secondary)
+        old.ask_read()
+        old.ask_write(2, beside=MIB)
         wait_for("it has let go of the address", lambda: not owner.machine.has_address(FLOATING))
         owner.wait_held(f"{secondary.name} has not been heard")
+        assert not old.has_answer()
         with clients.event():
             cluster.network.heal()
+            assert old.answers_until_closed() == b""
             cluster.wait_in_sync()
         assert cluster.owner() is secondary
 
@@ -176,6 +182,10 @@ class OldClient:
         """Whether the node has received all that was asked."""
         left = fcntl.ioctl(self._socket, termios.TIOCOUTQ, b"\0" * 4)
         return int.from_bytes(left, "little") == 0
+
+    def has_answer(self) -> bool:
+        """Whether anything has come, or the connection was closed."""
+        return bool(select.select([self._socket], [], [], 0)[0])
 
     def answers_until_closed(self) -> bytes:
         """What still comes from the node before it closes the connection."""
