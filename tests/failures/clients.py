@@ -19,7 +19,7 @@ from typing import Any
 from harness import PATIENCE_S, program_environment, wait_for
 
 from .blocks import BLOCK_BYTES
-from .cluster import FAILOVER_S, GROUP, NBD_PORT, VOLUME_BYTES, Cluster
+from .cluster import FAILOVER_S, GROUP, VOLUME_BYTES, Cluster
 from .network import Machine
 
 # Each of the clients has a part of this size.
@@ -125,7 +125,7 @@ class Clients:
         end."""
 
         def known() -> bool:
-            connected = self._cluster.client.connections(NBD_PORT)
+            connected = self._cluster.client.connections(self._cluster.nbd())
             every = [node.known_clients() for node in self._cluster.nodes.values() if node.running]
             return len(connected) == len(self.loads) and all(each == connected for each in every)
 
@@ -169,7 +169,7 @@ def raw_client(
 
 
 def libnbd_client(cluster: Cluster, *, part: int, name: str = "libnbd", **options: Any) -> Load:
-    options = {"to": cluster.nbd(GROUP), "rate": LIBNBD_RATE, **options}
+    options = {"to": cluster.nbd(), "rate": LIBNBD_RATE, **options}
     return _start(cluster, name, [DEBIAN_PYTHON, "-m", "tests.failures.libnbd_load"], cluster.volume(), part, options)
 
 
@@ -186,7 +186,7 @@ def qemu_client(cluster: Cluster, *, part: int, name: str = "qemu", **options: A
     socket, pidfile = directory / f"{name}.sock", directory / f"{name}.pid"
     for path in (socket, pidfile):
         path.unlink(missing_ok=True)
-    host, _, port = cluster.nbd(GROUP).rpartition(":")
+    host, _, port = cluster.nbd().rpartition(":")
     command: list[str | Path] = [
         "qemu-storage-daemon", "--pidfile", pidfile,
         "--blockdev", f"driver=nbd,node-name=disk,server.type=inet,server.host={host},server.port={port},"

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import uuid
@@ -136,14 +137,14 @@ class Machine:
         entries = json.loads(self.ip("-j", "neighbour", "show", "to", ip, "dev", LAN) or "[]")
         return next((entry.get("lladdr", "") for entry in entries), "")
 
-    def connections(self, to_port: int) -> set[int]:
-        """The own ports of the TCP connections that it has to this port of others."""
+    def connections(self, to: str) -> set[int]:
+        """The own ports of the TCP connections that it has to this IPv4 address and port."""
+        ip, _, port = to.rpartition(":")
+        there = f"{int.from_bytes(socket.inet_aton(ip), sys.byteorder):08X}:{int(port):04X}"
         lines = _run("ip", "netns", "exec", self.namespace, "cat", "/proc/net/tcp").splitlines()[1:]
         found = [line.split()[1:4] for line in lines]
         return {
-            int(own.rpartition(":")[2], 16)
-            for own, other, state in found
-            if state == _ESTABLISHED and int(other.rpartition(":")[2], 16) == to_port
+            int(own.rpartition(":")[2], 16) for own, other, state in found if state == _ESTABLISHED and other == there
         }
 
     # --- What happens to it ---

@@ -15,18 +15,30 @@ from files import MIB
 from harness import wait_for
 
 from .blocks import BLOCK_BYTES
-from .clients import PART_BLOCKS, raw_client, under_load
+from .clients import PART_BLOCKS, Load, raw_client, under_load
 from .cluster import GROUP, OTHER_GROUP, Cluster, Node
 from .network import FLOATING, LAN, LINK
 
 # Longer than lease, link time-out and the lifetime of an address: nothing of the old owner is left but itself.
 LONG_STOP_S = 5.0
+LONGEST_STOP_S = 10.0
 
 
 def assert_is_at(cluster: Cluster, node: Node) -> None:
     """The group is served there, and the client's machine knows: without waiting for anything to expire."""
     assert cluster.client.neighbour(FLOATING) == node.machine.mac
     assert node.group()["serving"]
+
+
+@contextmanager
+def other_client(cluster: Cluster) -> Iterator[Load]:
+    """A client of the other group."""
+    load = raw_client(cluster, group=OTHER_GROUP, name="other")
+    try:
+        load.wait_answers()
+        yield load
+    finally:
+        load.close()
 
 
 def come_back(cluster: Cluster, node: Node) -> None:
@@ -65,17 +77,14 @@ def test_its_data_process_is_killed(make_cluster: Callable[..., Cluster]) -> Non
     cluster = make_cluster(two_groups=True).start()
     owner = cluster.owner(GROUP)
     assert cluster.owner(OTHER_GROUP) is not owner
-    other = raw_client(cluster, group=OTHER_GROUP, name="other")
-    other.wait_answers()
     other_pids = [node.data_pid(OTHER_GROUP) for node in cluster.nodes.values()]
-    with under_load(cluster) as clients:
+    with other_client(cluster) as other, under_load(cluster) as clients:
         with clients.event():
             owner.kill_data_process(GROUP)
         cluster.wait_in_sync()
         report = other.finish()
         assert not report.errors
         assert report.connects == 1
-        other.close()
     assert [node.data_pid(OTHER_GROUP) for node in cluster.nodes.values()] == other_pids
 
 
@@ -208,15 +217,32 @@ def old_client(cluster: Cluster, node: Node) -> Iterator[OldClient]:
         client.close()
 
 
-@pytest.mark.parametrize(("who", "for_s"), [("all", 0.0), ("supervisor", 0.0), ("all", LONG_STOP_S)])
+@pytest.mark.parametrize(("who", "for_s"), [("all", 0.0), ("supervisor", LONG_STOP_S)])
 def test_it_is_stopped_and_continues_after_the_takeover(cluster: Cluster, who: str, for_s: float) -> None:
     """Row 15: whoever still asks it gets no answer, least of all an old one."""
-    owner, secondary = cluster.pair()
+    owner, _ = cluster.pair()
     family = owner.family()
+    stop_and_continue(cluster, family if who == "all" else family[:1], for_s)
+
+
+def test_it_is_secondary_too_and_is_stopped_for_long(make_cluster: Callable[..., Cluster]) -> None:
+    """Row 15, with a group of each kind: all its data processes are stopped with it."""
+    cluster = make_cluster(two_groups=True).start()
+    owner, secondary = cluster.pair()
+    assert cluster.owner(OTHER_GROUP) is secondary
+    with other_client(cluster) as other:
+        stop_and_continue(cluster, owner.family(), LONGEST_STOP_S, other)
+    assert cluster.owner(OTHER_GROUP) is secondary
+
+
+def stop_and_continue(cluster: Cluster, pids: list[int], for_s: float, *others: Load) -> None:
+    """These processes of the group's owner; `others`: clients of another group, which see no error either."""
+    owner, secondary = cluster.pair()
+    supervisor, *data_processes = owner.family()
     with under_load(cluster) as clients, old_client(cluster, owner) as old:
         old.write(1)
         with clients.wait_known().event():
-            owner.signal(signal.SIGSTOP, family if who == "all" else family[:1])
+            owner.signal(signal.SIGSTOP, pids)
         secondary.wait_serving()
         with old_client(cluster, secondary) as new:
             new.write(2)
@@ -224,11 +250,13 @@ def test_it_is_stopped_and_continues_after_the_takeover(cluster: Cluster, who: s
             old.ask_write(3, beside=MIB)  # far away, as a read of the same place waits for it
             time.sleep(for_s)  # that is what happens, and not to wait for something
             with clients.event():
-                owner.signal(signal.SIGCONT, family[1:])  # so it has no word from its supervisor yet
+                owner.signal(signal.SIGCONT, data_processes)  # so they have no word from their supervisor yet
                 wait_for("it has taken the requests", old.all_taken)
-                owner.signal(signal.SIGCONT, family[:1])
+                owner.signal(signal.SIGCONT, [supervisor])
                 assert old.answers_until_closed() == b""
             assert new.read() == bytes([2]) * BLOCK_BYTES
         assert_is_at(cluster, secondary)
         with clients.event():
             cluster.wait_in_sync()
+        for other in others:
+            assert not other.finish().errors
