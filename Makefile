@@ -23,7 +23,8 @@ TEST_PROGRAMS := fio:fio nbdinfo:libnbd-bin nbdcopy:libnbd-bin nbdfuse:libnbd-bi
 	nbd-client:nbd-client qemu-img:qemu-utils qemu-io:qemu-utils qemu-storage-daemon:qemu-system-common \
 	mkfs.ext4:e2fsprogs e2fsck:e2fsprogs fusermount3:fuse3 losetup:mount unshare:util-linux setpriv:util-linux \
 	ip:iproute2 nft:nftables etcd:etcd-server etcdctl:etcd-client fence_dummy:fence-agents nbdkit:nbdkit \
-	/usr/lib/*/nbdkit/plugins/nbdkit-python-plugin.so:nbdkit-plugin-python
+	/usr/lib/*/nbdkit/plugins/nbdkit-python-plugin.so:nbdkit-plugin-python \
+	/usr/lib/*/faketime/libfaketime.so.1:faketime
 BENCH_PROGRAMS := fio:fio ip:iproute2 nft:nftables qemu-io:qemu-utils
 # The plain busybox needs libraries. A kernel is a file, and installing one adds it to the machine's boot menu.
 GUEST_PROGRAMS := qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils mkfs.ext4:e2fsprogs e2fsck:e2fsprogs cpio:cpio \

@@ -35,6 +35,9 @@ class NoDisk:
         """Nothing reads here."""
         raise NotImplementedError
 
+    def renew(self, offset: int, length: int) -> None:
+        """See ``Store``."""
+
     def extent(self, offset: int) -> tuple[bool, int]:
         """Nothing is synced here."""
         raise NotImplementedError

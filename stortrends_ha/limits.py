@@ -74,6 +74,28 @@ COMPARE_BLOCKS_IN_FLIGHT = 16
 # What is done of a resync between two flushes; what is not flushed is done again if the resync is interrupted.
 RESYNC_FLUSH_BYTES = 256 * MIB
 
+# --- Verify -----------------------------------------------------------------------------------
+
+# Comparisons of a verify under way: few, as each may wait for a disk, on both nodes.
+VERIFY_BLOCKS_IN_FLIGHT = 4
+# Ranges whose newest change waits for the link are put off, so many at most.
+VERIFY_PUT_OFF = 16
+# "Is all of this a hole?" costs nothing, however long it is.
+HOLE_COMPARE_BYTES = 1024 * MIB
+# Parts that a range which differs is cut into, to find where.
+VERIFY_PARTS = 16
+# What a verify repairs between two flushes.
+REPAIR_FLUSH_BYTES = 16 * MIB
+# Ranges that are told; of more, only how many bytes they are.
+VERIFY_RANGES = 32
+
+# --- Comparing copies that have no common history ---------------------------------------------
+
+# What is read and digested at one time, in a thread.
+INSPECT_PIECE_BYTES = 4 * MIB
+# Ranges that differ which are told; more are counted.
+INSPECT_RANGES = 256
+
 # --- What may differ --------------------------------------------------------------------------
 
 # Regions of the intent log: coarse, so that a look-up is all that most changes cost.
@@ -124,5 +146,9 @@ assert CHANGES_FRAME_BYTES + LINK_FRAME_BYTES <= LINK_BUFFER_BYTES
 assert COMPARE_BLOCK_BYTES <= INPUT_BUFFER_BYTES
 assert ABUSIVE_PAYLOAD_BYTES >= INPUT_BUFFER_BYTES
 assert COMPARE_BLOCK_BYTES % DIRTY_BLOCK_BYTES == 0
+assert INSPECT_PIECE_BYTES % DIRTY_BLOCK_BYTES == 0
+assert INSPECT_PIECE_BYTES // DIRTY_BLOCK_BYTES * 32 + 16 <= LINK_FRAME_BYTES
 assert INTENT_REGION_BYTES % COMPARE_BLOCK_BYTES == 0
+assert HOLE_COMPARE_BYTES % COMPARE_BLOCK_BYTES == 0
+assert DIRTY_BLOCK_BYTES <= WRITE_PIECE_BYTES
 assert HEARTBEAT_GROUPS * HEARTBEAT_GROUP_BYTES + HEARTBEAT_FRAME_BYTES <= HEARTBEAT_DATAGRAM_BYTES

@@ -31,6 +31,7 @@ def status(arguments: argparse.Namespace, reads: int) -> dict[str, Any]:
         "session": True,
         "joinable": False,
         "peer_unfit": "",
+        "owner_lineage": "",
         "fit": {
             "lineage": "0" * 32,
             "blank": False,
@@ -53,6 +54,7 @@ def status(arguments: argparse.Namespace, reads: int) -> dict[str, Any]:
             "peer_version": "0.1.0",
         },
         "resync": None,
+        "verify": {"running": None, "last": None, "volumes": {}},
         "window": {"changes": 0, "bytes": 0, "oldest_ms": 0.0},
         "clients": 0,
         "counters": dict.fromkeys(

@@ -18,9 +18,12 @@ from stortrends_ha.errors import StorTrendsError
 if TYPE_CHECKING:
     from stortrends_ha.config import Address
 
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
 DEFAULT_CONFIG = Path("/etc/stortrends-ha/cluster.yaml")
 DEMO_PORT_BASE = 10809  # the first port is then the one that IANA gives to NBD
 WITNESS_LISTEN = "0.0.0.0:7801"
+EXPORT_LISTEN = "127.0.0.1:10899"
 WITNESS_STATE = Path("/var/lib/stortrends-ha-witness")
 INTERRUPTED = 130  # what shells show for a command that was ended by Ctrl-C
 
@@ -64,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="cluster file (default: %(default)s)")
     check.set_defaults(run=_check)
 
-    _add_ownership(commands)
+    _add_repair(commands, _add_ownership(commands))
+    _add_verify(commands)
 
     witness = commands.add_parser(
         "witness", help="run the witness (the daemon on a third machine that has the last word)"
@@ -110,8 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser  # fmt: skip
 
 
-def _add_ownership(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    group = commands.add_parser("group", help="move a group, or own it whatever may be lost")
+def _add_ownership(commands: "_Commands") -> "_Commands":
+    """Returns what the actions of ``group`` can be added to."""
+    group = commands.add_parser("group", help="move a group, own it whatever may be lost, or mend copies that differ")
     actions = group.add_subparsers(title="actions", metavar="ACTION", required=True)
 
     move = actions.add_parser("move", help="hand a group over to the other node")
@@ -135,6 +140,107 @@ def _add_ownership(commands: "argparse._SubParsersAction[argparse.ArgumentParser
 
     for parser in (move, force, drain, undrain):
         parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="cluster file (default: %(default)s)")
+    return actions
+
+
+def _add_repair(commands: "_Commands", groups: "_Commands") -> None:
+    volume = commands.add_parser("volume", help="replace the disk of a volume")
+    actions = volume.add_subparsers(title="actions", metavar="ACTION", required=True)
+
+    replace = actions.add_parser(
+        "replace", help="make a node's copy anew from the other node, after its disk was replaced"
+    )
+    replace.add_argument("volume", metavar="VOLUME")
+    replace.add_argument(
+        "--node", required=True, metavar="NODE", help="whose disk was replaced: the node of this machine"
+    )
+    replace.add_argument("--yes", action="store_true", help="do not ask")
+    replace.set_defaults(run=_replace)
+
+    diff = groups.add_parser("diff", help="show where copies without a common history differ, and how that came")
+    diff.add_argument("group", metavar="GROUP")
+    diff.add_argument("--json", action="store_true", help="for programs: one JSON object")
+    diff.add_argument("--export", metavar="NODE", help="instead serve that node's copy read-only over NBD until Ctrl-C")
+    diff.add_argument(
+        "--listen", type=_address, default=EXPORT_LISTEN, metavar="HOST:PORT", help="where (default: %(default)s)"
+    )
+    diff.set_defaults(run=_diff)
+
+    resolve = groups.add_parser(
+        "resolve", help="keep one of two copies without a common history; what differs in the other, in a file"
+    )
+    resolve.add_argument("group", metavar="GROUP")
+    what = resolve.add_mutually_exclusive_group(required=True)
+    what.add_argument("--keep", metavar="NODE", help="whose copy is kept; given on the machine of the other node")
+    what.add_argument("--list", action="store_true", help="show the files of what was kept on this machine")
+    what.add_argument("--extract", type=Path, metavar="FILE", help="write what is in such a file to images in --to")
+    what.add_argument("--drop", type=Path, metavar="FILE", help="remove such a file")
+    resolve.add_argument(
+        "--to", type=Path, metavar="DIR", help="with --extract: where VOLUME.img is made, or overwritten in places"
+    )
+    resolve.add_argument("--yes", action="store_true", help="do not ask")
+    resolve.set_defaults(run=_resolve)
+
+    for parser in (replace, diff, resolve):
+        parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="cluster file (default: %(default)s)")
+
+
+def _diff(options: argparse.Namespace) -> int:
+    from stortrends_ha.cli import diverged
+
+    if options.export:
+        return diverged.export(options.config, options.group, options.export, options.listen)
+    return diverged.diff(options.config, options.group, as_json=options.json)
+
+
+def _resolve(options: argparse.Namespace) -> int:
+    from stortrends_ha.cli import diverged, kept
+
+    if options.keep:
+        return diverged.resolve(options.config, options.group, options.keep, confirmed=options.yes)
+    if options.list:
+        return kept.show(options.config, options.group)
+    if options.drop:
+        return kept.drop(options.drop, confirmed=options.yes)
+    return kept.extract(options.extract, options.to)
+
+
+def _replace(options: argparse.Namespace) -> int:
+    from stortrends_ha.cli import repair
+
+    return repair.replace(options.config, options.volume, options.node, confirmed=options.yes)
+
+
+def _add_verify(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    verify = commands.add_parser(
+        "verify",
+        help="compare both replicas while clients work, and repair what differs",
+        description="Compares both replicas of groups or volumes while clients work. Exit code: 0, they are the same "
+        "now; 1, it was refused or ended early; 2, something differs.",
+    )
+    verify.add_argument("names", nargs="*", metavar="GROUP|VOLUME")
+    verify.add_argument("--all", action="store_true", dest="everything", help="all groups that nodes here own")
+    verify.add_argument("--repair", action="store_true", help="repair what only one node's disk reports an error for")
+    verify.add_argument("--from", dest="source", metavar="NODE", help="repair all that differs from this node's copy")
+    verify.add_argument("--stop", action="store_true", help="end the verifies of these groups that are under way")
+    verify.add_argument("--json", action="store_true", help="for programs: one JSON object at the end")
+    verify.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="cluster file (default: %(default)s)")
+    verify.set_defaults(run=_verify)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from stortrends_ha.cli import verify
+
+    if not options.names and not options.everything:
+        raise StorTrendsError("Say which groups or volumes are to be verified, or --all.")
+    if options.source and not options.repair:
+        raise StorTrendsError("--from says which copy counts in a repair: add --repair, or leave it out.")
+    names = [] if options.everything else options.names
+    if options.stop:
+        return verify.stop(options.config, names)
+    return verify.verify(
+        options.config, names, repair=options.repair, source=options.source or "", as_json=options.json
+    )
 
 
 def _move(options: argparse.Namespace) -> int:

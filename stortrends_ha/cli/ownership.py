@@ -12,14 +12,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from stortrends_ha.cli import client
-from stortrends_ha.cli.client import NoAnswer, NodeStatus
+from stortrends_ha.cli.asking import Nodes, View, answering, cluster_of, newest_of, request, the_node, views_of
 from stortrends_ha.cli.status import ask
 from stortrends_ha.cli.words import sentence
-from stortrends_ha.config import Cluster, load
-from stortrends_ha.errors import ConfigError, StorTrendsError
+from stortrends_ha.config import Cluster
+from stortrends_ha.errors import StorTrendsError
 
 # The nodes forget the wish after 30 s; a drain moves one group after the other, each in well under a second.
 PATIENCE_S = 35.0
@@ -30,11 +28,6 @@ LOOK_AGAIN_LATER_S = 0.2
 LAST_WORD_S = 1.0
 # What has to wait for something says so after this.
 SAY_WHY_AFTER_S = 1.5
-# A drain is written to the disk before it is answered.
-REQUEST_S = 10.0
-
-Nodes = dict[str, NodeStatus]
-View = dict[str, Any]
 
 _STAGES = {
     "releasing": "{node} answers what is under way, and takes no more requests",
@@ -49,15 +42,15 @@ _STAGES = {
 
 def move(config: Path, group: str, to: str) -> int:
     """Move a group to the node ``to``; either node can be asked; returns the exit code."""
-    cluster = _cluster(config, groups=[group], nodes=[to])
-    nodes = _answering(cluster, config)
-    views = _views(nodes, group)
+    cluster = cluster_of(config, groups=[group], nodes=[to])
+    nodes = answering(cluster, config)
+    views = views_of(nodes, group)
     if not views:
         raise StorTrendsError(f"{' and '.join(nodes)} do not know group {group}: started with another cluster file?")
-    owner = _newest(views)["owner"]
+    owner = newest_of(views)["owner"]
     asked = owner if owner in nodes else next(iter(nodes))
     began_s = time.monotonic()
-    answer = _request(cluster, asked, {"command": "move", "group": group, "to": to})
+    answer = request(cluster, asked, {"command": "move", "group": group, "to": to})
     if answer["already"]:
         return _already(nodes, group, to)
     print(f"Group {group}: {asked} is asked to move it from {owner} to {to}.", flush=True)
@@ -70,25 +63,26 @@ def move(config: Path, group: str, to: str) -> int:
 
 def force_own(config: Path, group: str, name: str | None, *, accept_data_loss: bool) -> int:
     """Rule 11's override: make this machine's node the owner, whatever may be lost; returns the exit code."""
-    cluster = _cluster(config, groups=[group], nodes=[name] if name else [])
-    node = _the_node(cluster, config, name, "group force-own")
+    cluster = cluster_of(config, groups=[group], nodes=[name] if name else [])
+    node = the_node(cluster, config, name, "group force-own")
     peer, began_s = cluster.peer_of(node).name, time.monotonic()
-    answer = _request(cluster, node, {"command": "force_own", "group": group, "accept_data_loss": accept_data_loss})
+    answer = request(cluster, node, {"command": "force_own", "group": group, "accept_data_loss": accept_data_loss})
     print(*answer["risk"], f"Group {group}: {node} makes itself the owner.", sep="\n", flush=True)
     moving = Moving(group, node, answer["epoch"], began_s, override=True)
     if not _watch(cluster, [moving], f"{node} goes on with it; `stortrends-ha status` shows how it ends."):
         return _failed(cluster, [moving], f"{node} does not own group {group}.", f"{node} tries no longer: ask again.")
     if answer["new_lineage"]:
-        print(f"The data has a new lineage: make the copy on {peer} blank before {peer} comes back, then it is synced.")
+        print(f"The data has a new lineage. When {peer} is back, on {peer}: stortrends-ha group diff {group}, and")
+        print(f"stortrends-ha group resolve {group} --keep {node}: what differs there is kept, and it is synced.")
     return 0
 
 
 def drain(config: Path, name: str) -> int:
     """Move everything away from this machine's node, and keep it away; returns the exit code."""
-    cluster = _cluster(config, nodes=[name])
-    node = _the_node(cluster, config, name, "drain")
+    cluster = cluster_of(config, nodes=[name])
+    node = the_node(cluster, config, name, "drain")
     peer, began_s = cluster.peer_of(node).name, time.monotonic()
-    groups: dict[str, View] = _request(cluster, node, {"command": "drain"})["groups"]
+    groups: dict[str, View] = request(cluster, node, {"command": "drain"})["groups"]
     print(f"Node {node} is drained: nothing moves to it until: stortrends-ha undrain {node}", flush=True)
     movings = [Moving(group, peer, of["epoch"], began_s) for group, of in groups.items() if not of["why"]]
     interrupted = f"{node} stays drained, and goes on moving its groups; `stortrends-ha status` shows how it ends."
@@ -110,9 +104,9 @@ def drain(config: Path, name: str) -> int:
 
 def undrain(config: Path, name: str) -> int:
     """Let groups be owned by this machine's node again; returns the exit code."""
-    cluster = _cluster(config, nodes=[name])
-    node = _the_node(cluster, config, name, "undrain")
-    owned = _request(cluster, node, {"command": "undrain"})["groups"]
+    cluster = cluster_of(config, nodes=[name])
+    node = the_node(cluster, config, name, "undrain")
+    owned = request(cluster, node, {"command": "undrain"})["groups"]
     coming = [
         group.name
         for group in cluster.groups.values()
@@ -131,52 +125,6 @@ def _already(nodes: Nodes, group: str, to: str) -> int:
         return 0
     print(f"stortrends-ha: But {to} does not serve it now.", *_reasons(nodes, group), sep="\n", file=sys.stderr)
     return 1
-
-
-# --- Whom to ask ----------------------------------------------------------------------------------
-
-
-def _cluster(config: Path, *, groups: Iterable[str] = (), nodes: Iterable[str] = ()) -> Cluster:
-    cluster = load(config)
-    for thing, names, known in (("group", groups, cluster.groups), ("node", nodes, cluster.nodes)):
-        for name in names:
-            if name not in known:
-                raise ConfigError([f"{config} has no {thing} {name!r}; its {thing}s are {' and '.join(known)}."])
-    return cluster
-
-
-def _answering(cluster: Cluster, config: Path) -> Nodes:
-    """The nodes that answer on this machine."""
-    nodes, silent = ask(cluster, cluster.nodes)
-    if not nodes:
-        reasons = "; ".join(f"{control}: {why}" for control, why in silent.items())
-        raise StorTrendsError(f"No node of {config} answers on this machine ({reasons}).")
-    return nodes
-
-
-def _the_node(cluster: Cluster, config: Path, name: str | None, command: str) -> str:
-    """The node of this machine, which must be the named one."""
-    nodes = _answering(cluster, config)
-    if name is None and len(nodes) > 1:
-        raise StorTrendsError(f"Both {' and '.join(nodes)} run on this machine: say which one with --name.")
-    if name is not None and name not in nodes:
-        raise StorTrendsError(
-            f"Node {name} does not answer on this machine, only {' and '.join(nodes)} does. `stortrends-ha {command}` "
-            f"is given on the machine of {name} itself, while {name} runs."
-        )
-    return name or next(iter(nodes))
-
-
-def _request(cluster: Cluster, node: str, command: Mapping[str, Any]) -> dict[str, Any]:
-    """The node's answer. Raises StorTrendsError, also with the node's refusal."""
-    control = cluster.nodes[node].control
-    try:
-        return client.request(control, dict(command), REQUEST_S)
-    except NoAnswer as error:
-        raise StorTrendsError(
-            f"Node {node} gave no answer at {control}: {error}. Whether it does what was asked is not known: see "
-            "`stortrends-ha status`."
-        ) from error
 
 
 # --- Following what the nodes do ------------------------------------------------------------------
@@ -204,7 +152,7 @@ class Moving:
 
     def look(self, nodes: Nodes, now_s: float) -> str:
         """What is new, a sentence to tell; empty if nothing is."""
-        views = _views(nodes, self.group)
+        views = views_of(nodes, self.group)
         if not views:
             return ""
         if ended := self._ended(views, now_s):
@@ -219,7 +167,7 @@ class Moving:
 
     def _ended(self, views: Mapping[str, View], now_s: float) -> str:
         """What came of it, to stand after the group's name; empty while it is under way."""
-        newest = _newest(views)
+        newest = newest_of(views)
         if newest["owner"] != self.to or newest["epoch"] <= self.epoch:
             return ""
         last = self._last_move(views, now_s)
@@ -267,7 +215,7 @@ class Moving:
 
     def _stage(self, views: Mapping[str, View], now_s: float) -> str:
         """What is being done, or what it waits for."""
-        newest = _newest(views)
+        newest = newest_of(views)
         if newest["owner"] == self.to and newest["epoch"] > self.epoch:
             late = now_s >= self.began_s + SAY_WHY_AFTER_S and newest["why"]
             return f"{self.to} owns it now, {f'but does not serve yet: {late}' if late else 'and begins to serve'}"
@@ -318,20 +266,11 @@ def _reasons(nodes: Nodes, group: str) -> Iterator[str]:
     """How each node sees a group."""
     if not nodes:
         yield "  No node answers on this machine."
-    for node, view in _views(nodes, group).items():
+    for node, view in views_of(nodes, group).items():
         why = view["why"]
         if view["arbiter"] and view["arbiter"] not in why:
             why = f"{why}; {view['arbiter']}" if why else view["arbiter"]
         yield sentence(f"  {node} says: {view['owner']} owns {group}; here it is {view['state']}{why and f': {why}'}")
-
-
-def _views(nodes: Nodes, group: str) -> dict[str, View]:
-    return {node: status["groups"][group] for node, status in nodes.items() if group in status["groups"]}
-
-
-def _newest(views: Mapping[str, View]) -> View:
-    """What the node says that has the newest record, the owner by it if that answers."""
-    return max(views.items(), key=lambda item: (item[1]["epoch"], item[0] == item[1]["owner"]))[1]
 
 
 def _gist(sentence: str) -> str:

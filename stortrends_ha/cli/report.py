@@ -1,11 +1,12 @@
 """The status of the nodes as a page for people.
 
-Job: tables of nodes, groups, volumes and resyncs that fit into 80 columns, and below them, in words, what is not well,
-and the newest change of owner of each group.
+Job: tables of nodes, groups, volumes, resyncs and verifies that fit into 80 columns, and below them, in words, what is
+not well, and the newest change of owner of each group.
 Invariants: each node is shown as it sees itself, nothing is guessed; colours are only for terminals, and nothing is
 said by colour alone; when all is well, the tables are followed by nothing but moves of the last day.
 """
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -44,14 +45,20 @@ _SILENT_BEATS = 5
 _SILENT_S = 3.0
 # A move that is longer ago is of no interest, unless somebody asks.
 _RECENT_S = 86400.0
+# Of what differs, so many places are shown; `--json` has more.
+_PLACES = 3
 
 
 def show(nodes: Mapping[str, NodeStatus], *, verbose: bool = False) -> None:
     """Print the page to stdout. ``verbose``: heartbeat paths that are well, and old moves, too."""
     console = Console(highlight=False)
     tables = [_nodes(nodes), _groups(nodes), _volumes(nodes)]
-    if any(view["resync"] for _, views in _views(nodes) for view in views.values()):
-        tables.append(_resyncs(nodes, *("#." if console.options.ascii_only else "█░")))
+    bars = "#." if console.options.ascii_only else "█░"
+    resyncs = [(name, view, view["resync"]) for name, views in _views(nodes) for view in views.values()]
+    verifies = [(name, view, view["verify"]["running"]) for name, view, _ in resyncs]
+    for title, jobs in (("Resyncs", resyncs), ("Verifies", verifies)):
+        if any(job for _, _, job in jobs):
+            tables.append(_jobs(title, jobs, *bars))
     if not console.is_terminal:  # whatever reads a pipe is not helped by folded names
         console.width = max(console.width, *(_width(console, table) for table in tables))
     for table in tables:
@@ -67,9 +74,11 @@ def _lines(nodes: Mapping[str, NodeStatus], verbose: bool) -> Iterator[Text]:
     yield from _paths(nodes, verbose)
     yield from _arbiter(nodes)
     yield from _troubles(nodes)
+    yield from _differing(nodes)
     yield from _moves(nodes, verbose)
     if verbose:
         yield from _intents(nodes)
+        yield from _verified(nodes)
 
 
 def _width(console: Console, table: Table) -> int:
@@ -96,7 +105,7 @@ def _nodes(nodes: Mapping[str, NodeStatus]) -> Table:
         if name in nodes:
             own = nodes[name]
             state = _node_state(own["nodes"][name])
-            table.add_row(name, state, own["version"], _duration(own["uptime_s"]), f"pid {own['pid']}")
+            table.add_row(name, state, own["version"], duration(own["uptime_s"]), f"pid {own['pid']}")
         else:
             table.add_row(name, _node_state(seen), _peer_version(nodes) or _NONE, _NONE, _NONE)
     return table
@@ -154,22 +163,22 @@ def _done(resync: dict[str, Any]) -> float:
     return min(done / total, 0.99) if total > done else 1.0
 
 
-def _resyncs(nodes: Mapping[str, NodeStatus], full: str, empty: str) -> Table:
-    """``full`` and ``empty``: what the bars are made of."""
-    table = _table("Resyncs", "Group", "To", "Progress", "Done", "Rate", "Left", numbers=("Rate", "Left"))
-    for name, views in _views(nodes):
-        for view in views.values():
-            if resync := view["resync"]:
-                bars, percent = int(_BAR * _done(resync)), f" {_progress(resync):>4}"
-                bar = Text.assemble((full * bars, "green"), (empty * (_BAR - bars), "dim"), percent)
-                done = f"{_size(resync['done_bytes'])} of {_size(resync['total_bytes'])}"
-                table.add_row(name, view["link"]["peer"], bar, done, f"{_size(int(resync['rate']))}/s", _left(resync))
+def _jobs(title: str, jobs: list[tuple[str, GroupStatus, dict[str, Any] | None]], full: str, empty: str) -> Table:
+    """How far resyncs or verifies are. ``full`` and ``empty``: what the bars are made of."""
+    with_whom = "To" if title == "Resyncs" else "With"
+    table = _table(title, "Group", with_whom, "Progress", "Done", "Rate", "Left", numbers=("Rate", "Left"))
+    for name, view, job in jobs:
+        if job:
+            bars, percent = int(_BAR * _done(job)), f" {_progress(job):>4}"
+            bar = Text.assemble((full * bars, "green"), (empty * (_BAR - bars), "dim"), percent)
+            done = f"{size(job['done_bytes'])} of {size(job['total_bytes'])}"
+            table.add_row(name, view["link"]["peer"], bar, done, f"{size(int(job['rate']))}/s", _left(job))
     return table
 
 
 def _left(resync: dict[str, Any]) -> str:
     left, rate = resync["total_bytes"] - resync["done_bytes"], resync["rate"]
-    return _duration(left / rate) if rate >= 1 and left else _NONE
+    return duration(left / rate) if rate >= 1 and left else _NONE
 
 
 def _volumes(nodes: Mapping[str, NodeStatus]) -> Table:
@@ -181,7 +190,7 @@ def _volumes(nodes: Mapping[str, NodeStatus]) -> Table:
         for volume in view["volumes"].values():
             rates = volume["rates"]
             table.add_row(
-                volume["uri"], _size(volume["size_bytes"]), str(volume["in_flight"]),
+                volume["uri"], size(volume["size_bytes"]), str(volume["in_flight"]),
                 f"{rates['read_iops']:,.0f}", f"{rates['read_mib_s']:,.1f}",
                 f"{rates['write_iops']:,.0f}", f"{rates['write_mib_s']:,.1f}",
             )  # fmt: skip
@@ -207,7 +216,7 @@ def _paths(nodes: Mapping[str, NodeStatus], verbose: bool) -> Iterator[Text]:
             if not (silent or verbose):
                 continue
             way = f"{name} hears no heartbeat" if silent else f"{name} hears heartbeats"
-            since = f" for {_duration(path['silent_s'])}" if silent else ""
+            since = f" for {duration(path['silent_s'])}" if silent else ""
             counts = (
                 f" ({path['received']} received, {path['dropped']} dropped, {path['sent']} sent)" if verbose else ""
             )
@@ -254,9 +263,11 @@ def _troubles(nodes: Mapping[str, NodeStatus]) -> Iterator[Text]:
                 yield _trouble(f"{name} on {node} is ", view["state"], view["why"])
             if resync and resync["why"]:
                 yield Text(f"The resync of {name}: {resync['why']}.")
+            if (verify := view["verify"]["running"]) and verify["why"]:
+                yield Text(f"The verify of {name}: {verify['why']}.")
             lacks = sum(volume["dirty_bytes"] for volume in view["volumes"].values())
             if lacks and not resync:
-                yield Text(f"{link['peer']} lacks {_size(lacks)} of {name}, which is copied when it is back.")
+                yield Text(f"{link['peer']} lacks {size(lacks)} of {name}, which is copied when it is back.")
             gone = nodes[node]["nodes"].get(link["peer"], {}).get("state") == "not answering"
             if link["why"] and link["why"] not in view["why"] and not gone:
                 yield _trouble(f"The link of {name} from {node} to {link['peer']} is ", link["state"], link["why"])
@@ -272,7 +283,7 @@ def _moves(nodes: Mapping[str, NodeStatus], verbose: bool) -> Iterator[Text]:
             continue
         to, last = newest
         if last["ago_s"] < _RECENT_S or verbose:
-            yield Text(f"{name} {_move(last['kind'], to, last['duration_ms'], _duration(last['ago_s']))}")
+            yield Text(f"{name} {_move(last['kind'], to, last['duration_ms'], duration(last['ago_s']))}")
 
 
 def _move(kind: str, to: str, duration_ms: float, ago: str) -> str:
@@ -297,15 +308,43 @@ def _intents(nodes: Mapping[str, NodeStatus]) -> Iterator[Text]:
     for name, views in _views(nodes):
         for view in views.values():
             if regions := sum(volume["intent_regions"] for volume in view["volumes"].values()):
-                size = _size(regions * INTENT_REGION_BYTES)
-                yield Text(f"{name} has {regions} regions ({size}) in its intent log, to be compared after a crash.")
+                log = size(regions * INTENT_REGION_BYTES)
+                yield Text(f"{name} has {regions} regions ({log}) in its intent log, to be compared after a crash.")
+
+
+def _differing(nodes: Mapping[str, NodeStatus]) -> Iterator[Text]:
+    """What verifies have found; both nodes know it."""
+    for _, views in _views(nodes):
+        known = [(volume, of) for view in views.values() for volume, of in view["verify"]["volumes"].items()]
+        for volume in dict.fromkeys(volume for volume, of in known if of["differing_bytes"]):
+            most = max((of for each, of in known if each == volume), key=lambda of: of["differing_bytes"])
+            places = ", ".join(f"{size(length)} at byte {offset}" for offset, length in most["ranges"][:_PLACES])
+            more = ", and more" if len(most["ranges"]) > _PLACES else ""
+            yield Text.assemble(
+                ("Warning: ", "bold yellow"),
+                f"{size(most['differing_bytes'])} of {volume} differ between the nodes ({places}{more}). To "
+                f"repair that, say whose data counts: stortrends-ha verify {volume} --repair --from NODE",
+            )
+
+
+def _verified(nodes: Mapping[str, NodeStatus]) -> Iterator[Text]:
+    """When each volume was verified last, by the node that did it."""
+    for _, views in _views(nodes):
+        for volume in dict.fromkeys(volume for view in views.values() for volume in view["verify"]["volumes"]):
+            of = [view["verify"]["volumes"].get(volume) for view in views.values()]
+            ended_s = max((each["verified_s"] or 0.0 for each in of if each), default=0.0)
+            when = (
+                f"was verified {duration(max(0.0, time.time() - ended_s))} ago" if ended_s else "was not verified yet"
+            )
+            yield Text(f"{volume} {when}.")
 
 
 def _trouble(before: str, state: str, why: str) -> Text:
     return Text.assemble(before, _state(state), sentence(f": {why}" if why else ""))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """For people."""
     for unit_s, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= unit_s:
             return f"{seconds / unit_s:.0f} {unit}"
@@ -313,10 +352,11 @@ def _duration(seconds: float) -> str:
 
 
 def _milliseconds(duration_ms: float) -> str:
-    return f"{duration_ms:.0f} ms" if duration_ms < 10_000 else _duration(duration_ms / 1000)
+    return f"{duration_ms:.0f} ms" if duration_ms < 10_000 else duration(duration_ms / 1000)
 
 
-def _size(size_bytes: int) -> str:
+def size(size_bytes: int) -> str:
+    """For people."""
     for unit_bytes, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if size_bytes >= unit_bytes:
             return f"{size_bytes / unit_bytes:.4g} {unit}"

@@ -178,3 +178,4 @@ class Register:
     def _wait(self, why: str, now_ns: int) -> None:
         self.waits_for = why
         self._next_ask_ns = now_ns + self._timing.retry_ns
+        self._next_check_ns = now_ns + self._timing.suspect_after_ns  # what the operator asks for waits for it

@@ -299,15 +299,15 @@ LIMITS = Table(
         ),
         "resync_latency_factor": Key(
             values.factor(1.1, 1000),
-            "How much longer the slowest requests of clients (p99) may take while a resync runs. A resync goes as fast "
-            "as that allows, and without a limit while clients are idle.",
+            "How much longer the slowest requests of clients (p99) may take while a resync or a verify runs. It goes "
+            "as fast as that allows, and without a limit while clients are idle.",
             default="2",
             reason="few applications notice, and a second good copy is there soon",
             unit="times",
         ),
         "resync_min_rate": Key(
             values.size("64KiB", "64GiB"),
-            "What a resync copies at least, however busy clients are.",
+            "What a resync or a verify gets through at least, however busy clients are.",
             default="16MiB",
             reason="1 TiB within a day, at a tenth of what a hard disk can",
             unit="bytes a second",

@@ -1,13 +1,15 @@
 """What the supervisor tells a data process: one JSON object a line, checked here and nowhere else.
 
 ``lease``, ``drop`` and ``stop`` are carried out at once and have no answer; each of the others has a number and is
-answered by ``done`` when it has been carried out, in order, one at a time.
+answered by ``done``: the orders when they have been carried out, in order, one at a time; ``verify`` and ``end_verify``
+at once, with whether it has begun, or will end.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from stortrends_ha.config import Address
 from stortrends_ha.errors import ProtocolError
 from stortrends_ha.record import Record
 
@@ -46,6 +48,37 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True)
+class GiveUp:
+    """A secondary's copy may be overwritten by the owner's: what the operator says of a disk that was replaced."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """Find out where a secondary differs from an owner with which it has no common history. ``keep``: keep what differs
+    here in a file, then give this copy up."""
+
+    number: int
+    keep: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Show:
+    """Serve a secondary's volumes read-only at an address, or go on with that, for some seconds."""
+
+    number: int
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class EndCompare:
+    """End what ``Compare`` and ``Show`` have begun, if it has not ended."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """Rule 5: a mirrored owner may answer until then (CLOCK_BOOTTIME)."""
 
@@ -62,8 +95,26 @@ class Stop:
     """End in order."""
 
 
-Order = Follow | Lead | Idle | Release
-Command = Order | Lease | Drop | Stop
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """Compare volumes with the secondary's, and repair: from ``source``, or where only one disk reports an error."""
+
+    number: int
+    run: str  # its name
+    volumes: tuple[str, ...]
+    repair: bool
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndVerify:
+    """End the verify that is under way."""
+
+    number: int
+
+
+Order = Follow | Lead | Idle | Release | GiveUp | Compare | Show | EndCompare
+Command = Order | Verify | EndVerify | Lease | Drop | Stop
 
 
 def parse(line: bytes) -> Command:
@@ -98,8 +149,36 @@ def _parse(message: Any) -> Command:
             return Idle(number)
         case "release":
             return Release(number)
+        case "verify":
+            return Verify(
+                number,
+                _typed(message["run"], str),
+                tuple(_typed(name, str) for name in _typed(message["volumes"], list)),
+                _typed(message["repair"], bool),
+                _typed(message["source"], str),
+            )
+        case "end_verify":
+            return EndVerify(number)
+        case "give-up":
+            return GiveUp(number)
+        case "compare":
+            return Compare(number, _typed(message["keep"], bool))
+        case "show":
+            return Show(number, Address(_typed(message["host"], str), _typed(message["port"], int)))
+        case "end-compare":
+            return EndCompare(number)
         case other:
             raise ValueError(f"an unknown type {other!r}")
+
+
+def encode(command: Verify | EndVerify) -> bytes:
+    """As ``parse`` takes it."""
+    return json.dumps({"type": "verify" if isinstance(command, Verify) else "end_verify", **_fields(command)}).encode()
+
+
+def _fields(command: Verify | EndVerify) -> dict[str, Any]:
+    fields = asdict(command)
+    return {"id": fields.pop("number"), **fields}
 
 
 def _typed(value: Any, kind: type) -> Any:

@@ -15,18 +15,23 @@ import socket
 from collections.abc import Callable
 
 from stortrends_ha.config import Address, on_one_machine
-from stortrends_ha.errors import ProtocolError, SessionRefusedError, StartError, StorageError
+from stortrends_ha.errors import OrderError, ProtocolError, SessionRefusedError, StartError, StorageError
+from stortrends_ha.limits import DIRTY_BLOCK_BYTES
 from stortrends_ha.protocol import link as wire
-from stortrends_ha.protocol.link import Endpoint, Kind
+from stortrends_ha.protocol.link import Endpoint, Kind, Verdict
 from stortrends_ha.record import Record
 from stortrends_ha.replication import opening
 from stortrends_ha.replication.secondary import Secondary
-from stortrends_ha.replication.session import Hello, Plan
+from stortrends_ha.replication.session import Hello, Plan, diverged
 
+from .commands import EndVerify, Verify
+from .comparison import Comparison
+from .exhibit import Exhibit
 from .link_socket import LinkSocket, carry_out
 from .replica import Replica
 from .report import Status, base, link_status
 from .sockets import set_up, tcp_listener, tcp_obstacle
+from .verifying import Asking
 from .watch import end_with
 
 log = logging.getLogger(__name__)
@@ -59,9 +64,14 @@ class Follower:
         self._listen_again: asyncio.TimerHandle | None = None
         self._cannot_listen = ""
         self._look_again: asyncio.TimerHandle | None = None
+        self._asking = Asking(replica, changed)
         self._no_clients = ""  # why none could connect if this node owned
         self._ending = False  # this node ends the session on purpose
         self._blank = False  # it was when the session began
+        self._owner: Hello | None = None  # as it was met last, by this record
+        self._comparison: Comparison | None = None
+        self._exhibit: Exhibit | None = None
+        self._comparing: asyncio.Task[None] | None = None  # a connection on which it goes on
 
     # --- Commands -----------------------------------------------------------------------------
 
@@ -97,8 +107,69 @@ class Follower:
     def follow(self, record: Record) -> None:
         """Rule 6: from now on sessions are for exactly this record."""
         if record != self.record:
+            self._end_compare(f"the record has changed: {record}")
             self._end_sessions(f"the record has changed: {record}")
-            self.record, self._why, self._refused = record, "", False
+            self.record, self._why, self._refused, self._owner = record, "", False, None
+
+    def give_up(self) -> None:
+        """The operator does not need what is here: let the owner overwrite it. Raises OrderError, StorageError."""
+        mine, owner = self.hello(), self._met(complete=True)
+        if diverged(mine, owner):
+            raise OrderError(f"{owner.node} and {mine.node} have no common history")
+        self._replica.give_up(owner.lineage)
+        log.warning("group %s: its operator gives up what is here for the data of %s", mine.group, owner.node)
+        self._end_sessions("its copy was given up")
+
+    def compare(self, keep: bool) -> None:
+        """Begin to find out where this replica and the owner's differ, which have no common history; ``keep``: and to
+        keep that in a file, and give this one up. Raises OrderError."""
+        mine, owner = self.hello(), self._met(complete=keep)
+        if not diverged(mine, owner):
+            raise OrderError(f"{owner.node} and {mine.node} have a common history")
+        if self._comparison is not None and self._comparison.running:
+            raise OrderError("a comparison is under way already")
+        self._comparison = Comparison(self._replica, keep)
+
+    def show(self, address: Address) -> None:
+        """Serve the volumes read-only at this address, or go on with that. Raises OrderError."""
+        if self._link is not None:
+            raise OrderError(f"{self._replica.node} mirrors {self.record.owner} now, which serves the same data")
+        if self._exhibit is not None and self._exhibit.address == address and self._exhibit.shown:
+            self._exhibit.renew()
+            return
+        self._end_exhibit()
+        self._exhibit = Exhibit(self._replica, self.record.epoch, address)
+
+    def _end_exhibit(self) -> None:
+        if self._exhibit is not None:
+            self._exhibit.end()
+            self._exhibit = None
+
+    def end_inspection(self, why: str) -> None:
+        """End what the operator looks at: comparison and exhibit. Nothing of this replica has been changed by them."""
+        self._end_exhibit()
+        self._end_compare(why)
+
+    def _end_compare(self, why: str) -> None:
+        if self._comparing is not None:
+            self._comparing.cancel()
+        if self._comparison is not None:
+            self._comparison.fail(why)
+
+    def _met(self, *, complete: bool) -> Hello:
+        """The owner, as it was met last; ``complete``: it has to be that, as the last good copy may be here (rule 10).
+        Raises OrderError."""
+        if reason := self.obstacle():
+            raise OrderError(reason)
+        if self._owner is None or not self._owner.lineage:
+            raise OrderError(f"{self.record.owner} has not connected to {self._replica.node} yet")
+        if complete and (self._owner.needs_sync or self._owner.lost_cache):
+            raise OrderError(f"the copy of {self._owner.node} is not complete itself")
+        return self._owner
+
+    def verify(self, command: Verify | EndVerify, answer: Callable[[str], None]) -> None:
+        """See ``Roles``."""
+        self._asking.ask(command, self._link, self.record.epoch, answer)
 
     def stop(self) -> None:
         """Rule 4: stop listening, end the session; nothing more is applied or acknowledged."""
@@ -110,6 +181,7 @@ class Follower:
             self._loop.remove_reader(self._listener.fileno())
             self._listener.close()
             self._listener = None
+        self.end_inspection("this node follows no more")
         self._end_sessions("this node follows no more")
 
     def _end_sessions(self, why: str) -> None:
@@ -142,8 +214,11 @@ class Follower:
         """Compare notes with whoever connected, and open the session that it asks for."""
         try:
             async with asyncio.timeout(self._limits.link_timeout_s):
-                joined = await carry_out(sock, opening.as_secondary(self))
-            self._open_session(sock, joined)
+                agreed = await carry_out(sock, opening.as_secondary(self))
+            if isinstance(agreed, opening.Joined):
+                self._open_session(sock, agreed)
+            else:
+                await self._inspect(sock, agreed)
             return
         except SessionRefusedError as e:
             self._refused_because(str(e), e.passing)
@@ -161,25 +236,41 @@ class Follower:
 
     def hello(self) -> Hello:
         """See ``Joiner``."""
-        return self._replica.hello(self.record)
+        inspects = self._comparison is not None and self._comparison.wanted
+        return self._replica.hello(self.record, inspects=inspects)
 
     def obstacle(self) -> str:
         """See ``Joiner``."""
         return self._replica.failure or self._replica.looking
 
+    def met(self, owner: Hello) -> None:
+        """See ``Joiner``."""
+        if self._link is None:  # else it is known, and this may be anybody
+            self._owner = owner
+
     def begin(self, lineage: str, plan: Plan, fill: str) -> None:
         """See ``Joiner``."""
         if self._link is not None:
             self._link.close("the owner has connected anew")
-        self._blank = not self._replica.lineage
+        self._end_exhibit()  # what it shows would change
+        self._blank = self.hello().blank
         self._replica.begin_to_follow(lineage, plan, fill)
 
     def _open_session(self, sock: socket.socket, joined: opening.Joined) -> None:
         """In the same turn as ``begin``."""
         link = LinkSocket(sock, lambda: None, self._lost, self._limits.link_timeout_s)
         epoch = self.record.epoch
-        session = Secondary(self._replica.stores, epoch, link, joined.first, self._synced, self._clients)
-        self._link, self._opened = link, joined
+        session = Secondary(
+            self._replica.stores,
+            epoch,
+            link,
+            joined.first,
+            self._synced,
+            self._clients,
+            self._compared,
+            self._asking.hear,
+        )
+        self._link, self._opened, self._owner = link, joined, joined.theirs
         self._replica.link_counters.sessions += 1
         self._why, self._refused = "", False
         link.run(lambda view, end: self._receive(session, view, end), lambda: session.behind)
@@ -189,6 +280,19 @@ class Follower:
         group, why = self._replica.group.name, "" if joined.plan is Plan.RESUME else f", to {joined.plan.value}"
         log.info("group %s: session with the owner %s at epoch %d%s", group, joined.theirs.node, epoch, why)
         self._changed()
+
+    async def _inspect(self, sock: socket.socket, agreed: opening.Inspected) -> None:
+        """There can be no session, but the owner lets this node compare."""
+        comparison = self._comparison
+        if comparison is None or not comparison.wanted:  # it has ended meanwhile
+            sock.close()
+            return
+        self._comparing = asyncio.current_task()
+        try:
+            await comparison.run(sock, self.record.epoch, agreed)
+        finally:
+            self._comparing = None
+            self._changed()
 
     def _send_regions(self, link: LinkSocket) -> None:
         """Rule 9: what this node knows that may differ."""
@@ -242,10 +346,19 @@ class Follower:
         self._replica.endpoints = endpoints[: self._limits.connections]
         self._changed()  # told before the session ends: these may be its last words
 
+    def _compared(self, volume: int, offset: int, length: int, verdict: Verdict) -> None:
+        """By a verify. What cannot be read is not told before it is known where."""
+        self._replica.compared(volume, offset, length, verdict)
+        if verdict is Verdict.UNREADABLE and length <= DIRTY_BLOCK_BYTES:
+            self._replica.server_counters.disk_errors += 1
+            store = self._replica.stores[volume]
+            log.error("volume %s: cannot read %d bytes at %d of %s", store.volume, length, offset, store.path)
+
     def _lost(self, why: str) -> None:
         if self._link is not None:
             self._replica.link_counters.bad_input += self._link.bad_input
         self._link = None
+        self._asking.lost()
         self._why = why
         level = logging.INFO if self._ending else logging.WARNING
         log.log(level, "group %s: the session with the owner has ended: %s", self._replica.group.name, why)
@@ -275,15 +388,19 @@ class Follower:
             "role": "secondary",
             "session": connected,
             "cannot_listen": self._no_clients,
+            "owner_lineage": self._owner.lineage if self._owner else "",
+            "comparison": self._comparison.status() if self._comparison else None,
             "state": state,
             "why": why,
             "link": link,
+            "verify": self._asking.status(),
         }
 
     def _state(self) -> tuple[str, str]:
         owner = self.record.owner
         if self._replica.failure:
-            return "failed", f"{self._replica.failure}; mend the disk and start the node again"
+            mend = "mend the disk, it is tried again now and then; after a replacement: stortrends-ha volume replace"
+            return "failed", f"{self._replica.failure}; {mend}"
         if self._cannot_listen:
             return "held", self._cannot_listen
         if self._refused:

@@ -143,9 +143,9 @@ class Connection:
             self._advance()
 
     def _logged(self) -> None:
-        """It is worth trying again."""
+        """It is worth trying again: at once, as the client has waited long enough."""
         self._logging = False
-        self._advance()
+        self._process_rest()
 
     def _change(self, batch: Batch) -> None:
         counters = self.export.counters

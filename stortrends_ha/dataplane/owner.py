@@ -19,20 +19,19 @@ from typing import Any
 from stortrends_ha.boottime import now_ns
 from stortrends_ha.errors import ReleaseError, StorageError
 from stortrends_ha.limits import CHECKPOINT_S, DIRTY_BLOCK_BYTES
-from stortrends_ha.protocol.nbd_handshake import Export as HandshakeExport
-from stortrends_ha.protocol.nbd_options import TransmissionFlag
-from stortrends_ha.protocol.nbd_transmission import Geometry
 from stortrends_ha.record import Record
 from stortrends_ha.replication.gate import FOREVER_NS, Gate
 from stortrends_ha.replication.primary import Primary
 from stortrends_ha.replication.write_through import Cache
 
-from .export import Export
+from .commands import EndVerify, Verify
+from .export import Export, make_export
 from .nbd_server import NbdServer
 from .owner_link import OwnerLink
 from .replica import Replica
 from .report import Status, base
 from .throttle import Throttle
+from .verifying import Verifying
 from .watch import end_with
 
 log = logging.getLogger(__name__)
@@ -76,33 +75,16 @@ class Owner:
             self._exports, self._primary, self.gate, self._limits, replica.server_counters, self._clients_changed
         )
         self._throttle.attach(self._primary, self._requests)
+        self._verifying = Verifying(replica, self._primary, self._throttle, self.verify)
         self._link: OwnerLink | None = None
         self._moved = (0, self._loop.time())  # the newest answered change, and when that was seen first
 
     def _export(self, index: int) -> Export:
-        volume, store = self._replica.group.volumes[index], self._replica.stores[index]
-        geometry = Geometry(
-            volume.size_bytes,
-            volume.read_only,
-            volume.minimum_block_bytes,
-            volume.maximum_payload_bytes,
-            can_trim=store.can_punch,
-            can_fast_zero=store.can_zero_fast,
-            can_fast_zero_allocated=store.can_zero_allocated_fast,
-        )
-        offer = HandshakeExport(
-            name=volume.name,
-            size_bytes=volume.size_bytes,
-            flags=export_flags(volume.read_only),
-            minimum_block_bytes=volume.minimum_block_bytes,
-            preferred_block_bytes=volume.preferred_block_bytes,
-            maximum_payload_bytes=volume.maximum_payload_bytes,
-            description=volume.description,
-        )
         replica = self._replica
-        return Export(
-            index, offer, geometry, store, store.executor, replica.server_counters, replica.volume_counters[index]
-        )
+        return make_export(
+            index, replica.group.volumes[index], replica.stores[index], replica.server_counters,
+            replica.volume_counters[index],
+        )  # fmt: skip
 
     # --- Commands -----------------------------------------------------------------------------
 
@@ -158,6 +140,7 @@ class Owner:
             return
         if self.record.alone or not self._primary.connected:
             raise ReleaseError(f"there is no secondary in sync to hand {self._replica.group.name} over to")
+        self._verifying.stop("the group is being moved")
         flushed, drained = asyncio.Event(), asyncio.Event()
         try:
             # While clients go on: a page cache full of changes may need long, and what is left after it is little.
@@ -187,6 +170,11 @@ class Owner:
                     raise ReleaseError("the link broke")
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(event.wait(), _LOOK_S)
+
+    def verify(self, command: Verify | EndVerify, answer: Callable[[str], None]) -> None:
+        """See ``Roles``."""
+        why = "it is being handed over" if self._releasing else "" if self._primary.connected else self._state()[1]
+        self._verifying.carry_out(command, why, answer)
 
     def lease(self, until_ns: int) -> None:
         """Rule 5: the peer does not take over before that."""
@@ -260,6 +248,7 @@ class Owner:
 
     def told(self, status: Status) -> None:
         """This status is being sent: what it promises holds from now on."""
+        self._verifying.tell(status["verify"])
         if status["joinable"] and not self._primary.locked:
             self._primary.lock()
             self._set_gate()
@@ -306,7 +295,8 @@ class Owner:
             "state": state,
             "why": why,
             **({"link": self._link.status()} if self._link is not None else {}),
-            "resync": self._throttle.status(),
+            "resync": self._throttle.status(primary.resync),
+            "verify": self._verifying.status(),
             "window": {
                 "changes": primary.unanswered,
                 "bytes": primary.bytes_in_flight,
@@ -396,11 +386,3 @@ class Owner:
             "dirty_bytes": min(differences.dirty.count * DIRTY_BLOCK_BYTES, export.geometry.size_bytes),
             "counters": {name: getattr(counters, name) for name in counters.__slots__},
         }
-
-
-def export_flags(read_only: bool) -> TransmissionFlag:
-    """The transmission flags of a volume: the same on both nodes and at any time, as clients may not compare them."""
-    has = TransmissionFlag
-    always = has.HAS_FLAGS | has.SEND_FLUSH | has.SEND_FUA | has.CAN_MULTI_CONN | has.SEND_CACHE
-    changes = has.SEND_TRIM | has.SEND_WRITE_ZEROES | has.SEND_FAST_ZERO
-    return always | (has.READ_ONLY if read_only else changes)

@@ -10,6 +10,7 @@ at most every CLIENTS_S.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -29,6 +30,7 @@ from stortrends_ha.replication.primary import Primary
 from stortrends_ha.replication.resync import Resync
 from stortrends_ha.replication.session import Hello, Plan
 
+from . import inspection
 from .link_socket import LinkSocket, carry_out
 from .replica import Replica
 from .report import Status, link_status
@@ -94,7 +96,7 @@ class OwnerLink:
         while not (self._replica.failure or self._primary.held):
             try:
                 async with asyncio.timeout(self._limits.link_timeout_s):
-                    await self._connect()
+                    inspector = await self._connect()
             except SessionRefusedError as e:
                 self.unfit = str(e) if isinstance(e, PeerUnfitError) else ""
                 self._down("connecting" if e.passing else "refused", str(e))
@@ -105,14 +107,15 @@ class OwnerLink:
                 return
             else:
                 began_s = self._loop.time()
-                await self._ended.wait()
+                await (self._ended.wait() if inspector is None else self._let_inspect(inspector))
                 if self._loop.time() - began_s > self._limits.link_retry_s:
                     pause_s = _FIRST_PAUSE_S
             await asyncio.sleep(_PUT_OFF_S if self._put_off else pause_s)
             pause_s, self._put_off = min(2 * pause_s, self._limits.link_retry_s), False
 
-    async def _connect(self) -> None:
-        """Connect, compare notes, open the session."""
+    async def _connect(self) -> socket.socket | None:
+        """Connect, compare notes, open the session; or, where there can be none, the connection on which the secondary
+        wants to inspect."""
         host, port = self._address.host, self._address.port
         family, _, _, _, where = (await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))[0]
         sock = socket.socket(family, socket.SOCK_STREAM)
@@ -125,7 +128,24 @@ class OwnerLink:
         except BaseException:
             sock.close()
             raise
+        if isinstance(opened, opening.Inspected):
+            return sock
         self._open(sock, opened)
+        return None
+
+    async def _let_inspect(self, sock: socket.socket) -> None:
+        """Rule 10: the operator wants to see what differs, and nothing is changed by that."""
+        group, peer, epoch = self._replica.group.name, self._replica.peer.name, self._record.epoch
+        log.info("group %s: %s compares its copy with this one, as they have no common history", group, peer)
+        try:
+            await inspection.answer(sock, self._replica, epoch, lambda: bool(self._endpoints()))
+        except StorageError as e:
+            with contextlib.suppress(OSError):
+                await self._loop.sock_sendall(sock, opening.refuse(epoch, f"{self._replica.node} cannot: {e}"))
+        except (OSError, ProtocolError, TimeoutError) as e:
+            log.info("group %s: %s compares no more: %s", group, peer, e or "it is silent")
+        finally:
+            sock.close()
 
     def hello(self) -> Hello:
         """See ``Opener``."""
@@ -154,7 +174,8 @@ class OwnerLink:
         self._link.run(self._receive)
         fill = partial(self._filled, opened.fill) if opened.fill else None
         lost = any(of.unknown for of in self._replica.differences)
-        compare = bool(opened.theirs.lineage) and bool(lost or opened.fill or opened.theirs.filling)
+        has_some = bool(opened.theirs.lineage or opened.theirs.gives_up)
+        compare = has_some and bool(lost or opened.fill or opened.theirs.filling)
         self._primary.open_session(self._link, opened.plan, compare=compare, fill=fill)
         self._send_ping()
         self._clients_told = []

@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -20,7 +21,7 @@ from stortrends_ha.config import load
 from stortrends_ha.errors import StorTrendsError
 
 from .channel import Channel
-from .commands import Drop, Lease, Order, Stop
+from .commands import Drop, EndVerify, Lease, Order, Stop, Verify
 from .replica import Replica
 from .report import Reporter
 from .roles import Roles
@@ -82,6 +83,8 @@ async def _serve(channel: Channel, replica: Replica) -> None:
                 break
             case Lease() | Drop():
                 roles.at_once(command)
+            case Verify() | EndVerify():
+                roles.verify(command, partial(_answer, channel, reporter, command.number))
             case order:
                 orders.put_nowait(order)
     worker.cancel()
@@ -89,8 +92,14 @@ async def _serve(channel: Channel, replica: Replica) -> None:
     await roles.stop()
 
 
+def _answer(channel: Channel, reporter: Reporter, number: int, error: str) -> None:
+    """The status that something leads to is told before it is done."""
+    reporter.now()
+    channel.send("done", id=number, error=error)
+
+
 async def _carry_out(channel: Channel, roles: Roles, reporter: Reporter, orders: "asyncio.Queue[Order]") -> None:
-    """One order after the other; the status that it leads to is told before it is done."""
+    """One order after the other."""
     while True:
         order = await orders.get()
         error = ""
@@ -98,5 +107,4 @@ async def _carry_out(channel: Channel, roles: Roles, reporter: Reporter, orders:
             await roles.carry_out(order)
         except StorTrendsError as e:
             error = str(e)
-        reporter.now()
-        channel.send("done", id=order.number, error=error)
+        _answer(channel, reporter, order.number, error)

@@ -16,7 +16,10 @@ from .replica import Replica
 STATUS_S = 1.0
 _LOOK_S = 0.1  # how often to look for what nobody tells: words, clients
 Status = dict[str, Any]
-_KEYS = ("role", "epoch", "session", "joinable", "peer_unfit", "fit", "serving", "state", "why", "endpoints")
+_KEYS = (
+    *("role", "epoch", "session", "joinable", "peer_unfit", "fit", "owner_lineage", "serving", "state", "why"),
+    "endpoints",
+)
 
 
 def base(replica: Replica, record: Record | None) -> Status:
@@ -32,6 +35,7 @@ def base(replica: Replica, record: Record | None) -> Status:
         "joinable": False,
         "peer_unfit": "",
         "fit": replica.fit(),
+        "owner_lineage": "",
         "serving": False,
         "cannot_listen": "",
         "endpoints": replica.endpoints,
@@ -39,6 +43,8 @@ def base(replica: Replica, record: Record | None) -> Status:
         "why": replica.failure or "it has no role: its supervisor has not given it one",
         "link": link_status(replica, "idle", ""),
         "resync": None,
+        "verify": replica.verify_status(),
+        "comparison": None,
         "window": {"changes": 0, "bytes": 0, "oldest_ms": 0.0},
         "clients": 0,
         "counters": {
@@ -90,7 +96,9 @@ class Reporter:
             self._soon.cancel()
             self._soon = None
         status = self._status()
-        key = (*(status[name] for name in _KEYS), status["link"]["state"])
+        runs = [of and of["run"] for of in (status["verify"]["running"], status["verify"]["last"])]
+        comparison = status["comparison"] and status["comparison"]["state"]
+        key = (*(status[name] for name in _KEYS), status["link"]["state"], *runs, comparison)
         if key != self._last or self._loop.time() - self._last_s >= STATUS_S:
             self._last, self._last_s = key, self._loop.time()
             self._told(status)

@@ -15,7 +15,21 @@ from collections.abc import Callable
 from stortrends_ha.errors import OrderError, StorageError
 from stortrends_ha.record import Record
 
-from .commands import Drop, Follow, Idle, Lead, Lease, Order, Release
+from .commands import (
+    Compare,
+    Drop,
+    EndCompare,
+    EndVerify,
+    Follow,
+    GiveUp,
+    Idle,
+    Lead,
+    Lease,
+    Order,
+    Release,
+    Show,
+    Verify,
+)
 from .follower import Follower
 from .owner import Owner
 from .replica import Replica
@@ -65,6 +79,14 @@ class Roles:
                     self._rest()
                 case Release():
                     await self._release()
+                case GiveUp():
+                    self._follower().give_up()
+                case Compare(_, keep):
+                    self._follower().compare(keep)
+                case Show(_, address):
+                    self._follower().show(address)
+                case EndCompare():
+                    self._follower().end_inspection("it was ended by the operator")
         except StorageError as e:
             self._replica.fail(e)
             raise
@@ -118,6 +140,12 @@ class Roles:
             raise OrderError(f"{self._replica.node} does not serve {self._replica.group.name}")
         await self._owner.release()
 
+    def _follower(self) -> Follower:
+        """Raises OrderError."""
+        if not isinstance(self._role, Follower):
+            raise OrderError(f"{self._replica.node} is not the secondary of {self._replica.group.name}")
+        return self._role
+
     # --- At once --------------------------------------------------------------------------------
 
     def at_once(self, command: Lease | Drop) -> None:
@@ -126,6 +154,14 @@ class Roles:
             self.drop()
         elif self._owner is not None:
             self._owner.lease(command.until_ns)
+
+    def verify(self, command: Verify | EndVerify, answer: Callable[[str], None]) -> None:
+        """Begin a verify, or end it; the secondary asks the owner. ``answer`` gets a sentence that says why not, or
+        nothing."""
+        if self._role is None:
+            answer(f"Node {self._replica.node} has no part in group {self._replica.group.name} now.")
+        else:
+            self._role.verify(command, answer)
 
     def drop(self) -> None:
         """Close the connections that were kept over a handover."""

@@ -26,11 +26,13 @@ from stortrends_ha.cluster.membership import Membership
 from stortrends_ha.cluster.phases import Phase
 from stortrends_ha.cluster.view import Peer, Replica, Saved, Timing, View
 from stortrends_ha.config import Cluster
-from stortrends_ha.errors import StorageError
+from stortrends_ha.errors import OrderError, StorageError
 from stortrends_ha.network.network import Network
 from stortrends_ha.node.children import Child
+from stortrends_ha.node.errands import Errands
 from stortrends_ha.node.messages import Status
 from stortrends_ha.node.records import Records
+from stortrends_ha.node.second_chance import SecondChance
 from stortrends_ha.protocol.heartbeat import GroupBeat
 from stortrends_ha.record import Record
 
@@ -41,6 +43,8 @@ STEP_S = 0.05
 STUCK_S = 5.0
 STUCK_STEPS = 20
 SAVE_AGAIN_S = 1.0
+# A disk that failed on the secondary is tried again after so many of its time-outs: a minute, by default.
+FAILED_TIMEOUTS = 3.0
 KEEP_CLIENTS_S = 0.1
 # A wish to move a group, or an override, that nothing came of is forgotten after this.
 WISH_S = 30.0
@@ -91,6 +95,9 @@ class GroupRunner:
         self.last_move: LastMove | None = None
         self.moves: Counter[str] = Counter()
         self.problem = ""  # what keeps a record from being saved
+        self.errands = Errands()
+        self._me = me
+        self._chance = SecondChance(FAILED_TIMEOUTS * cluster.limits.disk_timeout_s)
         self._membership = membership
         self._records = records
         self._wishes = wishes
@@ -171,6 +178,7 @@ class GroupRunner:
     def tick(self) -> None:
         """``STEP_S`` has passed."""
         self._end_stuck()
+        self._try_failed_disk()
         self.step()
 
     def _end_stuck(self) -> None:
@@ -182,6 +190,19 @@ class GroupRunner:
         if self._stuck == STUCK_STEPS:
             self.child.kill(f"its data process was killed, as it had not reported for {self.child.silent_s:.0f} s")
 
+    def _try_failed_disk(self) -> None:
+        """Rule 13: what a failed replica had cached counts as lost; a new data process reckons with that."""
+        core, replica = self.core, _replica(self._status)
+        out = self._me not in core.record.in_sync and core.phase is Phase.FOLLOWING
+        failed = out and replica is not None and bool(replica.failure)
+        if self._chance.due(now_ns() / _S_NS, failed=failed, well=not out) and self.child is not None:
+            self.child.kill("its disk failed, and is tried again")
+
+    @property
+    def status(self) -> Status | None:
+        """What the data process said last; None if none runs."""
+        return self._status
+
     def reported(self, status: Status) -> None:
         """The data process has said how it is."""
         self._status = status
@@ -190,11 +211,14 @@ class GroupRunner:
 
     def done(self, number: int, error: str) -> None:
         """The data process has carried out a command."""
+        if self.errands.done(number, error):
+            return
         self._run(self.core.done(number, error, self.view()))
 
     def ended(self) -> None:
         """The data process has ended."""
         self._status = None
+        self.errands.ended()
         self.step()
 
     def move(self, to: str) -> None:
@@ -204,6 +228,17 @@ class GroupRunner:
     def force(self) -> None:
         """Rule 11's override, to this node."""
         self._run(self.core.force(self.view()))
+
+    async def ask(self, kind: str, **request: Any) -> str:
+        """What the operator asks of the data process, besides orders: the sentence that refuses it, or nothing."""
+        assert self.child is not None
+        if self._status is None:
+            return f"Group {self.name} has no data process that runs: `stortrends-ha status` says why."
+        try:
+            await self.errands.run(self.child, kind, **request)
+        except OrderError as error:
+            return str(error)
+        return ""
 
     async def adopt(self, record: Record) -> bool:
         """The peer proposes a record, where records live on the two nodes: whether it is saved here."""

@@ -77,6 +77,73 @@ class Resync(TypedDict):
     why: str
 
 
+class VolumeVerified(TypedDict):
+    """What is known of one volume from verifies; sizes and ranges (offset, length) in bytes, in whole blocks."""
+
+    verified_s: float | None  # when this node came to the end of one last, in seconds since 1970
+    differing_bytes: int  # found, and not found equal since
+    ranges: list[tuple[int, int]]  # the first of them
+
+
+class VerifyRunning(Resync):
+    """How far a verify is. ``run`` is its name; ``copied_bytes``: put on the stream as a repair."""
+
+    run: str
+    repair: bool
+    source: str
+    found_bytes: int
+
+
+class VolumeOutcome(TypedDict):
+    """What one verify came to on one volume. ``left_bytes``: that differ now."""
+
+    found_bytes: int
+    found: list[tuple[int, int]]  # the first ranges
+    repaired_bytes: int
+    left_bytes: int
+
+
+class VerifyEnded(TypedDict):
+    """The verify that has ended last. ``why``: what ended it before everything was compared; a clause, or empty."""
+
+    run: str
+    repair: bool
+    source: str
+    ended_s: float
+    why: str
+    done_bytes: int
+    total_bytes: int
+    unreadable_bytes: int
+    volumes: dict[str, VolumeOutcome]
+
+
+class Verify(TypedDict):
+    """Verifies of a group, as this node knows of them."""
+
+    running: VerifyRunning | None
+    last: VerifyEnded | None
+    volumes: dict[str, VolumeVerified]
+
+
+class Comparison(TypedDict):
+    """How far a secondary is with comparing its copy with one that has no common history, and what it has found.
+
+    ``state``: waiting, comparing, saving, done or failed. ``past``: of each node, ``lineages`` and ``records``: lines.
+    ``volumes``, when it is done: ``size_bytes``, ``differing_bytes``, ``ranges`` (offset, length) and how many
+    ``more_ranges`` there are.
+    """
+
+    keep: bool
+    state: str
+    why: str
+    file: str
+    done_bytes: int
+    total_bytes: int
+    differing_bytes: int
+    past: dict[str, Any]
+    volumes: dict[str, Any]
+
+
 class Window(TypedDict):
     """The changes that the peer has not answered yet."""
 
@@ -102,6 +169,7 @@ class Status(TypedDict):
 
     ``epoch``, ``owner`` and ``in_sync`` are of the record that it acts for; 0, "" and [] before the first order.
     ``cannot_listen``: why clients cannot connect; on the secondary, why they could not if it owned. A clause.
+    ``owner_lineage``: the identity of the owner's data, as the secondary heard last by this record, or empty.
     ``endpoints``: TCP connections of the owner's clients: client host, its port, server host, its port.
     """
 
@@ -116,11 +184,14 @@ class Status(TypedDict):
     joinable: bool
     peer_unfit: str
     fit: Fit
+    owner_lineage: str
     serving: bool
     cannot_listen: str
     endpoints: list[tuple[str, int, str, int]]
     link: LinkStatus
     resync: Resync | None
+    verify: Verify
+    comparison: Comparison | None
     window: Window
     clients: int
     counters: Counters
@@ -201,6 +272,7 @@ _STATUS_SHAPE: Mapping[str, Any] = {
         "differs": bool,
         "failure": str,
     },
+    "owner_lineage": str,
     "serving": bool,
     "cannot_listen": str,
     "endpoints": _EachItem((str, int, str, int)),
@@ -212,6 +284,15 @@ _STATUS_SHAPE: Mapping[str, Any] = {
         "round_trip_ms": (*_NUMBER, type(None)),
         "protocol": (int, type(None)),
         "peer_version": (str, type(None)),
+    },
+    "verify": {
+        "volumes": _EachValue(
+            {
+                "verified_s": (*_NUMBER, type(None)),
+                "differing_bytes": int,
+                "ranges": _EachItem((int, int)),
+            }
+        )
     },
     "window": {"changes": int, "bytes": int, "oldest_ms": _NUMBER},
     "clients": int,
@@ -228,6 +309,30 @@ _STATUS_SHAPE: Mapping[str, Any] = {
     ),
 }
 _RESYNC_SHAPE = {"done_bytes": int, "total_bytes": int, "copied_bytes": int, "rate": _NUMBER, "why": str}
+_ASKED_SHAPE = {"run": str, "repair": bool, "source": str}
+_RUNNING_SHAPE = _RESYNC_SHAPE | _ASKED_SHAPE | {"found_bytes": int}
+_OUTCOME_SHAPE = {"found_bytes": int, "found": _EachItem((int, int)), "repaired_bytes": int, "left_bytes": int}
+_ENDED_SHAPE = _ASKED_SHAPE | {
+    "ended_s": _NUMBER,
+    "why": str,
+    "done_bytes": int,
+    "total_bytes": int,
+    "unreadable_bytes": int,
+    "volumes": _EachValue(_OUTCOME_SHAPE),
+}
+
+
+_COMPARISON_SHAPE = {
+    "keep": bool,
+    "state": str,
+    "why": str,
+    "file": str,
+    **dict.fromkeys(("done_bytes", "total_bytes", "differing_bytes"), int),
+    "past": _EachValue({"lineages": [str], "records": [str]}),
+    "volumes": _EachValue(
+        {"size_bytes": int, "differing_bytes": int, "ranges": _EachItem((int, int)), "more_ranges": int}
+    ),
+}
 
 
 def parse(line: bytes) -> Message:
@@ -250,13 +355,24 @@ def parse(line: bytes) -> Message:
 
 def _status(message: dict[str, Any]) -> Status:
     wrong = _first_difference(message, _STATUS_SHAPE, "status")
-    if wrong is None and message.get("resync") is not None:
-        wrong = _first_difference(message["resync"], _RESYNC_SHAPE, "status.resync")
+    if wrong is None:
+        verify = message["verify"]
+        wrong = (
+            _difference_if_there(message, "resync", _RESYNC_SHAPE, "status")
+            or _difference_if_there(message, "comparison", _COMPARISON_SHAPE, "status")
+            or _difference_if_there(verify, "running", _RUNNING_SHAPE, "status.verify")
+            or _difference_if_there(verify, "last", _ENDED_SHAPE, "status.verify")
+        )
     if wrong is not None:
         raise ProtocolError(f"it sent a status that cannot be understood, at {wrong}")
     del message["type"]
-    message.setdefault("resync", None)
     return cast(Status, message)
+
+
+def _difference_if_there(value: dict[str, Any], key: str, shape: Any, path: str) -> str | None:
+    """Where something that may be missing does not have its shape; then it is None from now on."""
+    found = value.setdefault(key, None)
+    return None if found is None else _first_difference(found, shape, f"{path}.{key}")
 
 
 def _first_difference(value: Any, shape: Any, path: str) -> str | None:

@@ -20,7 +20,7 @@ from stortrends_ha import __version__
 from stortrends_ha.config import Address
 from stortrends_ha.errors import StartError
 from stortrends_ha.node.children import View
-from stortrends_ha.node.messages import STATES, Status, VolumeStatus
+from stortrends_ha.node.messages import STATES, Status, VolumeStatus, VolumeVerified
 from stortrends_ha.node.status import GroupView, HeartbeatPath, NodeStatus
 
 log = logging.getLogger(__name__)
@@ -71,6 +71,14 @@ def _volume(name: str, kind: Kind, text: str, value: Callable[[VolumeStatus], fl
     return Definition(name, kind, ("group", "volume"), text, samples)
 
 
+def _verified(name: str, text: str, value: Callable[[VolumeVerified], float | None]) -> Definition:
+    def samples(view: View) -> Iterator[Sample]:
+        for volume, known in view.status["verify"]["volumes"].items() if view.status else ():
+            yield (view.group, volume), value(known)
+
+    return Definition(name, "gauge", ("group", "volume"), text, samples)
+
+
 def _seconds(milliseconds: float | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1000
 
@@ -101,6 +109,15 @@ DEFINITIONS: tuple[Definition, ...] = (
            lambda status: status["resync"] and status["resync"]["copied_bytes"]),
     _group("resync_bytes_per_second", "gauge", "Rate of the running resync over the last seconds; 0 without one.",
            lambda status: status["resync"]["rate"] if status["resync"] else 0),
+    _group("verify_done_bytes", "gauge", "Bytes of the running verify that are done; absent without one.",
+           lambda status: status["verify"]["running"] and status["verify"]["running"]["done_bytes"]),
+    _group("verify_total_bytes", "gauge", "Bytes of the running verify in all; absent without one.",
+           lambda status: status["verify"]["running"] and status["verify"]["running"]["total_bytes"]),
+    _verified("volume_verified_timestamp_seconds",
+              "When a verify of the volume came to its end last, as far as this node knows; absent before.",
+              lambda volume: volume["verified_s"]),
+    _verified("volume_differing_bytes", "Bytes that a verify found to differ, and none found equal since.",
+              lambda volume: volume["differing_bytes"]),
     _group("window_changes", "gauge", "Changes that the peer has not answered yet.",
            lambda status: status["window"]["changes"]),
     _group("window_bytes", "gauge", "Bytes of those changes.", lambda status: status["window"]["bytes"]),

@@ -1,20 +1,23 @@
-"""What the operator can ask of a node over the control socket: move, drain, undrain, force-own.
+"""What the operator can ask of a node over the control socket: move, drain, undrain, force-own, verify.
 
 Each command is checked here and then only *begun*; how it goes is in the status, which the command line follows. What
 cannot work is refused at once with a sentence that says why, and what would make it work. Nothing is decided here: the
 group's state machine does the same as if this node had come to the wish by itself.
 
-The answers, by name of the command (`cli.ownership` reads them):
+The answers, by name of the command (`cli.ownership` and `cli.verify` read them):
     move        {"already": bool, "epoch": int}; the epoch is that of the record before the move
     drain       {"groups": {GROUP: {"epoch": int, "why": str, "until": str, "serving": bool}}}: those that are owned
                 here. ``why`` is what keeps one from moving now, a clause, or empty; ``until`` would change that,
                 after "when"; ``serving``: whether clients are answered meanwhile
     undrain     {"groups": [GROUP, ...]}: those that are owned here
     force_own   {"epoch": int, "risk": [sentence, ...], "new_lineage": bool}: what may be lost in this very case, and
-                whether the peer's copy can be synced again only after it was made blank
+                whether the peer's copy can be synced again only by `group resolve`
+    verify      {"run": str}: the name that this verify has in the status
+    end_verify  {}
 """
 
 import asyncio
+import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +57,14 @@ class Operator:
 
     def commands(self) -> dict[str, Command]:
         """By name."""
-        return {"move": self.move, "drain": self.drain, "undrain": self.undrain, "force_own": self.force_own}
+        return {
+            "move": self.move,
+            "drain": self.drain,
+            "undrain": self.undrain,
+            "force_own": self.force_own,
+            "verify": self.verify,
+            "end_verify": self.end_verify,
+        }
 
     # --- Planned moves --------------------------------------------------------------------------
 
@@ -119,6 +129,26 @@ class Operator:
             return f"its record cannot be changed ({core.waits_for})", "it can be changed"
         return "", ""
 
+    # --- Verify -----------------------------------------------------------------------------------
+
+    async def verify(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Begin to compare the replicas of a group; either node can be asked. Raises StorTrendsError."""
+        runner = self._runner(request)
+        volumes, source = request.get("volumes"), request.get("from", "")
+        if not isinstance(volumes, list) or not all(isinstance(name, str) for name in volumes):
+            raise StorTrendsError("A verify needs a list of volumes.")
+        run, repair = uuid.uuid4().hex, request.get("repair") is True
+        why = await runner.ask("verify", run=run, volumes=volumes, repair=repair, source=str(source))
+        if why:
+            raise StorTrendsError(why)
+        return {"run": run}
+
+    async def end_verify(self, request: dict[str, Any]) -> dict[str, Any]:
+        """End the verify that is under way. Raises StorTrendsError."""
+        if why := await self._runner(request).ask("end_verify"):
+            raise StorTrendsError(why)
+        return {}
+
     # --- The override (rule 11) -----------------------------------------------------------------
 
     async def force_own(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -172,8 +202,8 @@ class Operator:
 
     def _warning(self, group: str, risk: list[str], *, leads: bool) -> list[str]:
         lineage = (
-            f" The data gets a new lineage then: the copy of {self._peer} is not overwritten, and must be made blank "
-            "by hand before it is synced again."
+            f" The data gets a new lineage then: the copy of {self._peer} is not overwritten, and is synced again only "
+            f"after: stortrends-ha group resolve {group} --keep {self._me}"
         )
         return [
             f"Nothing was done. What it would mean to own group {group} on {self._me}:",

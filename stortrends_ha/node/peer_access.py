@@ -37,7 +37,7 @@ class PeerAccess:
         self._asked = _Asked(state_dir / "peer-asked")
         self._boot_id = BOOT_ID.read_text().strip()
         self._seen = False
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             self._seen = self._mark.read_text() == self._boot_id
         self.heartbeats: Heartbeats | None = None  # set by the supervisor before anything runs
 

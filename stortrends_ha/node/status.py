@@ -216,6 +216,7 @@ def _unreported(cluster: Cluster, name: str, group: Group, view: View) -> Status
         "session": False,
         "joinable": False,
         "peer_unfit": "",
+        "owner_lineage": "",
         "fit": {
             "lineage": "",
             "blank": False,
@@ -243,6 +244,8 @@ def _unreported(cluster: Cluster, name: str, group: Group, view: View) -> Status
             "peer_version": None,
         },
         "resync": None,
+        "verify": {"running": None, "last": None, "volumes": {}},
+        "comparison": None,
         "window": {"changes": 0, "bytes": 0, "oldest_ms": 0.0},
         "clients": 0,
         "counters": _no_counters(),

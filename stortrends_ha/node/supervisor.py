@@ -39,6 +39,7 @@ from stortrends_ha.node.heartbeats import Heartbeats, News, new_incarnation
 from stortrends_ha.node.operator import Operator
 from stortrends_ha.node.peer_access import PeerAccess
 from stortrends_ha.node.records import Records
+from stortrends_ha.node.repair import Repair
 from stortrends_ha.node.status import NodeStatus, Ownership, node_status
 from stortrends_ha.notify import notify
 from stortrends_ha.record import Record
@@ -111,7 +112,8 @@ class Supervisor:
             self._arbiter = self._make_arbiter(key)
             stack.push_async_callback(self._arbiter.close)
             operator = Operator(self._name, self._cluster, self._runners, self._records, self._wishes, self._kick)
-            commands = {"status": lambda _: self.status(), **operator.commands()}
+            repair = Repair(self._name, self._cluster, self._runners)
+            commands = {"status": lambda _: self.status(), **operator.commands(), **repair.commands()}
             await stack.enter_async_context(control.serve(node.control, commands))
             collector = metrics.NodeCollector(self._cluster.name, self._name, self._views, self.status)
             stack.enter_context(metrics.serve(node.metrics, collector))

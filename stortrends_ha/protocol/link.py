@@ -4,7 +4,9 @@ A connection begins, in both directions, with ``PREFACE`` and a HELLO frame; the
 form, so that any two versions can tell each other why they do not fit. Then the owner opens the session
 (OPEN, OPENED) and the stream runs: CHANGES, FLUSH, COMPARE and SYNCED from the owner, ACK, FLUSHED, RESULT and SYNCED
 from the secondary, and REGIONS before anything is synced; PING from the owner, PONG from the secondary; CLIENTS from
-the owner, unanswered.
+the owner, unanswered; VERIFY from both: what an operator asks of the owner at the secondary, and what comes of it.
+Where there can be no session, the secondary may compare instead: INSPECT and DIGESTS from the owner, ASK from the
+secondary.
 
 Invariants:
 - Every frame carries the epoch of its session (rule 6): ``next_frame`` refuses any other.
@@ -35,6 +37,7 @@ _COMPARE = Struct(">QI32s")
 _RESULT = Struct(">QIB")
 _REGION = Struct(">QQ")
 _REGIONS_PER_FRAME = 4000
+DIGEST_BYTES = 32
 
 
 class Kind(IntEnum):
@@ -56,11 +59,35 @@ class Kind(IntEnum):
     FAILED = 14
     CLIENTS = 15
     REGIONS = 16
+    VERIFY = 17
+    INSPECT = 20
+    ASK = 21
+    DIGESTS = 22
 
+
+class Purpose(IntEnum):
+    """What a comparison is for: the ``seq`` of COMPARE."""
+
+    SYNC = 0
+    VERIFY = 1
+    REPAIR = 2  # a verify that will repair what the secondary cannot read: it says so, and does not fail
+
+
+class Verdict(IntEnum):
+    """The outcome of a comparison."""
+
+    DIFFERS = 0
+    EQUAL = 1
+    UNREADABLE = 2  # at the secondary
+
+
+# Instead of a digest: whether all of it is a hole.
+HOLE = bytes(32)
 
 # Plain numbers, as members of an enumeration are slow to look up on the hot path.
 CHANGES, ACK = int(Kind.CHANGES), int(Kind.ACK)
 _KINDS = frozenset(map(int, Kind))
+_VERDICTS = frozenset(map(int, Verdict))
 
 
 class Frame(NamedTuple):
@@ -106,7 +133,7 @@ def next_frame(view: memoryview, at: int, end: int, epoch: int | None) -> Frame 
 
 
 def encode_object(kind: Kind, epoch: int, value: dict[str, Any]) -> bytes:
-    """A frame whose payload is a JSON object: HELLO, REFUSE, OPEN, FAILED, CLIENTS."""
+    """A frame whose payload is a JSON object: HELLO, REFUSE, OPEN, FAILED, CLIENTS, VERIFY."""
     return frame(kind, epoch, payload=json.dumps(value, separators=(",", ":")).encode())
 
 
@@ -147,9 +174,11 @@ def _is_endpoint(value: Any) -> bool:
     return all(0 < port < 1 << 16 for port in (value[1], value[3]))
 
 
-def encode_compare(epoch: int, volume: int, offset: int, length: int, digest: bytes) -> bytes:
+def encode_compare(
+    epoch: int, volume: int, offset: int, length: int, digest: bytes, purpose: Purpose = Purpose.SYNC
+) -> bytes:
     """Ask whether the secondary's block has this digest (32 bytes) at this point of the stream."""
-    return frame(Kind.COMPARE, epoch, 0, volume, _COMPARE.pack(offset, length, digest))
+    return frame(Kind.COMPARE, epoch, purpose, volume, _COMPARE.pack(offset, length, digest))
 
 
 def decode_compare(payload: bytes) -> tuple[int, int, bytes]:
@@ -159,17 +188,19 @@ def decode_compare(payload: bytes) -> tuple[int, int, bytes]:
     return _COMPARE.unpack(payload)
 
 
-def encode_result(epoch: int, volume: int, offset: int, length: int, equal: bool) -> bytes:
-    """The secondary's answer to COMPARE."""
-    return frame(Kind.RESULT, epoch, 0, volume, _RESULT.pack(offset, length, equal))
+def encode_result(epoch: int, volume: int, offset: int, length: int, verdict: int) -> bytes:
+    """The secondary's answer to COMPARE: a ``Verdict``."""
+    return frame(Kind.RESULT, epoch, 0, volume, _RESULT.pack(offset, length, verdict))
 
 
-def decode_result(payload: bytes) -> tuple[int, int, bool]:
-    """(offset, length, equal). Raises ProtocolError."""
+def decode_result(payload: bytes) -> tuple[int, int, Verdict]:
+    """(offset, length, verdict). Raises ProtocolError."""
     if len(payload) != _RESULT.size:
         raise ProtocolError("a RESULT frame of the wrong length")
-    offset, length, equal = _RESULT.unpack(payload)
-    return offset, length, bool(equal)
+    offset, length, verdict = _RESULT.unpack(payload)
+    if verdict not in _VERDICTS:
+        raise ProtocolError(f"a RESULT frame with the unknown verdict {verdict}")
+    return offset, length, Verdict(verdict)
 
 
 def encode_regions(epoch: int, volume: int, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
@@ -188,6 +219,32 @@ def decode_regions(payload: bytes) -> list[tuple[int, int]]:
     if len(payload) % _REGION.size:
         raise ProtocolError("a REGIONS frame of the wrong length")
     return [(offset, length) for offset, length in _REGION.iter_unpack(payload)]
+
+
+def encode_ask(epoch: int, volume: int, offset: int, length: int) -> bytes:
+    """Ask the owner for the digests of a range."""
+    return frame(Kind.ASK, epoch, 0, volume, _REGION.pack(offset, length))
+
+
+def decode_ask(payload: bytes) -> tuple[int, int]:
+    """(offset, length). Raises ProtocolError."""
+    if len(payload) != _REGION.size:
+        raise ProtocolError("an ASK frame of the wrong length")
+    offset, length = _REGION.unpack(payload)
+    return offset, length
+
+
+def encode_digests(epoch: int, volume: int, offset: int, length: int, digests: bytes) -> bytes:
+    """The answer, for as much as was looked at; without digests it has nothing but zeroes."""
+    return frame(Kind.DIGESTS, epoch, 0, volume, _REGION.pack(offset, length) + digests)
+
+
+def decode_digests(payload: bytes) -> tuple[int, int, bytes]:
+    """(offset, length, digests). Raises ProtocolError."""
+    if len(payload) < _REGION.size or (len(payload) - _REGION.size) % DIGEST_BYTES:
+        raise ProtocolError("a DIGESTS frame of the wrong length")
+    offset, length = _REGION.unpack_from(payload)
+    return offset, length, payload[_REGION.size :]
 
 
 assert _REGIONS_PER_FRAME * _REGION.size <= LINK_FRAME_BYTES

@@ -21,6 +21,9 @@ class Store(Protocol):
     def read(self, offset: int, length: int) -> Buffer:
         """The current content."""
 
+    def renew(self, offset: int, length: int) -> None:
+        """Have a range read from the disk anew, in the background: a hint, of which writes lose nothing."""
+
     def extent(self, offset: int) -> tuple[bool, int]:
         """(whether it holds data, its end) of the extent at ``offset``; what holds no data reads as zeroes."""
 

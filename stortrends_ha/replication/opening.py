@@ -54,6 +54,9 @@ class Joiner(Protocol):
     def obstacle(self) -> str:
         """Why it can open no session now, whoever asks; empty if it can."""
 
+    def met(self, owner: Hello) -> None:
+        """This is the owner by the record, whether or not a session is opened."""
+
     def begin(self, lineage: str, plan: Plan, fill: str) -> None:
         """End the session before, then make durable what this one needs; ``fill``: the name of a copying of everything,
         or empty. Raises StorageError."""
@@ -75,6 +78,13 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
+class Inspected:
+    """Either end: no session, as the replicas have no common history. The secondary compares them; nothing changes."""
+
+    theirs: Hello
+
+
+@dataclass(frozen=True, slots=True)
 class Joined(Opened):
     """The secondary's end: ``opened`` is to be sent when the receiver is in place."""
 
@@ -85,21 +95,24 @@ class Joined(Opened):
 # --- The owner --------------------------------------------------------------------------------
 
 
-def as_owner(me: Opener) -> Talk[Opened]:
-    """Open a session. Raises SessionRefusedError, PeerUnfitError, ProtocolError."""
+def as_owner(me: Opener) -> Talk[Opened | Inspected]:
+    """Open a session, or let the secondary inspect. Raises SessionRefusedError, PeerUnfitError, ProtocolError."""
     mine = me.hello()
     epoch = mine.record.epoch
     yield PREFACE + wire.encode_object(Kind.HELLO, epoch, mine.encode())
     yield from _preface()
     value = _expect(Kind.HELLO, (yield from _frame()))
     if reason := session.incompatible(mine, value):
-        yield _refuse(epoch, reason)
+        yield refuse(epoch, reason)
         raise SessionRefusedError(reason)
     theirs = Hello.decode(value)
     decision, why = session.plan(mine, theirs)
     reason = session.refusal(mine, theirs, mine)
+    if not reason and theirs.inspects and decision is Plan.HOLD and session.diverged(mine, theirs):
+        yield wire.frame(Kind.INSPECT, epoch)
+        return Inspected(theirs)
     if reason or decision in (Plan.HOLD, Plan.UNFIT):
-        yield _refuse(epoch, reason or why)
+        yield refuse(epoch, reason or why)
         raise PeerUnfitError(why) if not reason and decision is Plan.UNFIT else SessionRefusedError(reason or why)
     sync = decision is Plan.SYNC
     fill = me.new_filling() if sync and session.must_fill(mine, theirs) else ""
@@ -113,22 +126,28 @@ def as_owner(me: Opener) -> Talk[Opened]:
 # --- The secondary ----------------------------------------------------------------------------
 
 
-def as_secondary(me: Joiner) -> Talk[Joined]:
+def as_secondary(me: Joiner) -> Talk[Joined | Inspected]:
     """Answer who connected. Raises SessionRefusedError, ProtocolError, StorageError."""
     yield from _preface()
     value = _expect(Kind.HELLO, (yield from _frame()))
     mine = me.hello()
     if reason := session.incompatible(mine, value):
-        yield PREFACE + _refuse(mine.record.epoch, reason)
+        yield PREFACE + refuse(mine.record.epoch, reason)
         raise SessionRefusedError(reason)
     theirs = Hello.decode(value)
-    if reason := me.obstacle() or session.refusal(mine, theirs, theirs):
+    refusal = session.refusal(mine, theirs, theirs)
+    if not refusal:
+        me.met(theirs)
+    if reason := me.obstacle() or refusal:
         passing = session.passing(mine, theirs)
-        yield PREFACE + _refuse(mine.record.epoch, reason, passing)
+        yield PREFACE + refuse(mine.record.epoch, reason, passing)
         raise SessionRefusedError(reason, passing)
     epoch = theirs.record.epoch
     yield PREFACE + wire.encode_object(Kind.HELLO, epoch, mine.encode())
-    message = _expect(Kind.OPEN, (yield from _frame(epoch)))
+    answer = yield from _frame(epoch)
+    if answer.kind == Kind.INSPECT and mine.inspects:
+        return Inspected(theirs)
+    message = _expect(Kind.OPEN, answer)
     # From here to the return nothing is yielded: what was true at HELLO may have changed since, and is asked again.
     return _join(me, theirs, message)
 
@@ -149,10 +168,24 @@ def _join(me: Joiner, theirs: Hello, message: dict[str, Any]) -> Joined:
     return Joined(theirs, plan, fill, "", first, wire.frame(Kind.OPENED, theirs.record.epoch))
 
 
+# --- Without a session ------------------------------------------------------------------------
+
+
+def receive(epoch: int, kind: Kind) -> Talk[Frame]:
+    """One frame, of this kind. Raises SessionRefusedError if the other side will not, ProtocolError."""
+    frame = yield from _frame(epoch)
+    if frame.kind == Kind.REFUSE:
+        raise SessionRefusedError(str(wire.decode_object(frame.payload).get("reason")))
+    if frame.kind != kind:
+        raise ProtocolError(f"{Kind(frame.kind).name} came where {kind.name} belongs")
+    return frame
+
+
 # --- Frames -----------------------------------------------------------------------------------
 
 
-def _refuse(epoch: int, reason: str, passing: bool = False) -> bytes:
+def refuse(epoch: int, reason: str, passing: bool = False) -> bytes:
+    """The frame that says why this node goes no further."""
     return wire.encode_object(Kind.REFUSE, epoch, {"reason": reason, "passing": passing})
 
 

@@ -1,4 +1,5 @@
-"""How fast a resync may copy while clients are served: as fast as they do not feel it much. Pure: times are given.
+"""How fast a resync or a verify may go while clients are served: as fast as they do not feel it much. Pure: times are
+given. Here both are called a resync.
 
 The target: the p99 of the latency that clients have is at most ``latency_factor`` times what it is without the resync.
 - *Idle* clients feel nothing: no limit.

@@ -30,7 +30,7 @@ from functools import partial
 from stortrends_ha.errors import PeerFailedError, ProtocolError, StorageError
 from stortrends_ha.limits import LINK_BACKLOG_BYTES
 from stortrends_ha.protocol import link as wire
-from stortrends_ha.protocol.link import Kind
+from stortrends_ha.protocol.link import Kind, Verdict
 from stortrends_ha.protocol.nbd_transmission import Batch, Change
 from stortrends_ha.replication.differences import Differences
 from stortrends_ha.replication.flow import Flow
@@ -38,7 +38,7 @@ from stortrends_ha.replication.interfaces import Buffer, Client, Link, Store
 from stortrends_ha.replication.ordering import RegionsInFlight
 from stortrends_ha.replication.pace import Probe
 from stortrends_ha.replication.session import Plan
-from stortrends_ha.replication.stream import ResyncFlush, Stream
+from stortrends_ha.replication.stream import JobFlush, Stream
 from stortrends_ha.replication.window import AllFlushed, Entry, Flush
 from stortrends_ha.replication.write_through import UNLIMITED, Cache, Owed, WriteThrough
 
@@ -192,6 +192,10 @@ class Primary(Stream):
             return answered != self.issued and self._regions[volume].overlaps(offset, length, answered)
         return self.issued != self.acked and self._regions[volume].overlaps(offset, length, self.acked)
 
+    def is_sent(self, volume: int, offset: int, length: int) -> bool:
+        """See ``Stream``."""
+        return not self._unsent or not self._regions[volume].overlaps(offset, length, self._unsent[0].first - 1)
+
     def when_settled(self, do: Callable[[], None]) -> None:
         """Call back when every change that is in flight now has been answered."""
         self._waiting.append((self.issued, do))
@@ -213,7 +217,7 @@ class Primary(Stream):
     @property
     def unanswered(self) -> int:
         """Changes and flushes of clients, and reads that wait for them; not what only the peer has to get."""
-        flushes = sum(not isinstance(flush.client, ResyncFlush | AllFlushed) for flush in self._flushes.values())
+        flushes = sum(not isinstance(flush.client, JobFlush | AllFlushed) for flush in self._flushes.values())
         waited = self.issued - self.acked - self._unwaited
         return waited + self._through.changes + flushes + len(self._waiting)
 
@@ -271,6 +275,11 @@ class Primary(Stream):
         self._update_flow()
 
     # --- When the disk fails --------------------------------------------------------------------
+
+    @property
+    def alone(self) -> bool:
+        """Whether the record has this owner alone in sync."""
+        return self._alone
 
     @property
     def is_last_copy(self) -> bool:
@@ -443,7 +452,7 @@ class Primary(Stream):
             return end
         if newest != self.acked:
             self._acknowledged(newest)
-        if self._unsent or self._flushes_unsent or self.resync is not None:
+        if self._unsent or self._flushes_unsent or self.resync is not None or self.verify is not None:
             self.pump()
         return at
 
@@ -458,7 +467,12 @@ class Primary(Stream):
         elif frame.kind == Kind.FAILED:
             raise PeerFailedError(str(wire.decode_object(frame.payload).get("reason")))
         elif frame.kind == Kind.RESULT and self.resync is not None:
-            self.resync.result(frame.volume, *wire.decode_result(frame.payload))
+            offset, length, verdict = wire.decode_result(frame.payload)
+            self.resync.result(frame.volume, offset, length, verdict is Verdict.EQUAL)
+        elif frame.kind == Kind.RESULT and self.verify is not None:
+            self.verify.result(frame.volume, *wire.decode_result(frame.payload))
+        elif frame.kind == Kind.VERIFY:
+            self.asked(frame.payload)
         elif frame.kind == Kind.REGIONS:
             self._receive_regions(frame)
         elif frame.kind == Kind.SYNCED and self.resync is not None and self.resync.ended:

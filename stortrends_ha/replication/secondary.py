@@ -15,20 +15,28 @@ On the hot path: ``receive`` handles all that one read of the socket brought and
 
 from collections.abc import Callable, Sequence
 
-from stortrends_ha.errors import ProtocolError
-from stortrends_ha.limits import CHANGES_FRAME_BYTES, COMPARE_BLOCK_BYTES, REQUEST_HEADER_BYTES, ZERO_PIECE_BYTES
+from stortrends_ha.errors import ProtocolError, StorageError
+from stortrends_ha.limits import (
+    CHANGES_FRAME_BYTES,
+    COMPARE_BLOCK_BYTES,
+    HOLE_COMPARE_BYTES,
+    REQUEST_HEADER_BYTES,
+    ZERO_PIECE_BYTES,
+)
 from stortrends_ha.protocol import link as wire
-from stortrends_ha.protocol.link import Kind
+from stortrends_ha.protocol.link import HOLE, Kind, Purpose, Verdict
 from stortrends_ha.protocol.nbd_transmission import OP_WRITE, PLAIN_WRITE, REQUEST, Change, change_op
 from stortrends_ha.replication.interfaces import Link, Store
 from stortrends_ha.replication.resync import digest
+from stortrends_ha.replication.verify import FreshReads
 
 
 class Secondary:
     """One session of the secondary.
 
     ``first`` is the number of the first change that will come; 0 if the change itself says it. ``synced`` makes
-    durable that this replica is complete; ``clients`` is told the connections of the owner's clients.
+    durable that this replica is complete; ``clients`` is told the connections of the owner's clients, ``verified``
+    what a verify has compared (volume, offset, length, verdict), ``verifying`` what the owner says of one.
     """
 
     def __init__(
@@ -39,12 +47,16 @@ class Secondary:
         first: int,
         synced: Callable[[], None],
         clients: Callable[[list[wire.Endpoint]], None] = lambda _endpoints: None,
+        verified: Callable[[int, int, int, Verdict], None] = lambda _volume, _offset, _length, _verdict: None,
+        verifying: Callable[[bytes], None] = lambda _payload: None,
     ) -> None:
         self._stores = stores
         self._epoch = epoch
         self._link = link
         self._synced = synced
         self._clients = clients
+        self._verified = verified
+        self._fresh = [FreshReads(store) for store in stores]
         self._applied = first - 1  # -1: not known yet
         self._store = stores[0]
         self.behind = False  # there is more to do than one call may
@@ -55,6 +67,7 @@ class Secondary:
             Kind.SYNCED: self._on_synced,
             Kind.PING: self._on_ping,
             Kind.CLIENTS: self._on_clients,
+            Kind.VERIFY: lambda frame: verifying(frame.payload),
         }
 
     def receive(self, view: memoryview, end: int) -> int:
@@ -142,12 +155,27 @@ class Secondary:
 
     def _on_compare(self, frame: wire.Frame) -> None:
         offset, length, theirs = wire.decode_compare(frame.payload)
-        store = self._volume(frame.volume)
-        if not 0 < length <= COMPARE_BLOCK_BYTES or offset + length > store.size_bytes:
+        store, longest = self._volume(frame.volume), HOLE_COMPARE_BYTES if theirs == HOLE else COMPARE_BLOCK_BYTES
+        if not 0 < length <= longest or offset + length > store.size_bytes:
             raise ProtocolError(f"a comparison of {length} bytes at {offset} in a volume of {store.size_bytes}")
-        equal = digest(store.read(offset, length)) == theirs
-        answer = wire.encode_result(self._epoch, frame.volume, offset, length, equal)
+        verdict = self._compare(frame, store, offset, length, theirs)
+        if frame.seq != Purpose.SYNC:
+            self._verified(frame.volume, offset, length, verdict)
+        answer = wire.encode_result(self._epoch, frame.volume, offset, length, verdict)
         self._link.send([answer], len(answer))
+
+    def _compare(self, frame: wire.Frame, store: Store, offset: int, length: int, theirs: bytes) -> Verdict:
+        """Rule 13: what cannot be read is a failure, unless the owner is about to repair it."""
+        if theirs == HOLE:
+            is_data, end = store.extent(offset)
+            return Verdict(not is_data and end >= offset + length)
+        try:
+            read = store.read if frame.seq == Purpose.SYNC else self._fresh[frame.volume].read
+            return Verdict(digest(read(offset, length)) == theirs)
+        except StorageError:
+            if frame.seq != Purpose.REPAIR:
+                raise
+            return Verdict.UNREADABLE
 
     def _on_synced(self, _: wire.Frame) -> None:
         self._synced()

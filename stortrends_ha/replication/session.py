@@ -1,7 +1,8 @@
 """What two nodes must know of each other before a session: whether they fit, and what it begins with. Pure.
 
 Rule 6: a session is for (cluster, group, epoch, owner); a secondary opens one for exactly the record that it was told.
-Rule 10: replicas of unrelated lineage never sync by themselves; only a blank one may be filled.
+Rule 10: replicas of unrelated lineage never sync by themselves; only a blank one may be filled, or one that the
+operator has given up for the data of this very owner.
 Rule 3: an owner that may have lost acknowledged writes does not serve from its own copy.
 Rule 9: a sync overwrites only a node that the record does not have in sync (``SYNC`` asks for an owner that is alone),
 so whoever may take over is never half overwritten. While both are in sync, each has every write that was answered: what
@@ -22,8 +23,8 @@ from stortrends_ha.record import Record
 CHANGES = 1 << 63
 
 
-_STRINGS = ("cluster", "group", "node", "peer", "software", "lineage", "filling")
-_FLAGS = ("blank", "lost_cache", "needs_sync", "differs", "unknown", "behind")
+_STRINGS = ("cluster", "group", "node", "peer", "software", "lineage", "filling", "gives_up")
+_FLAGS = ("blank", "lost_cache", "needs_sync", "differs", "unknown", "behind", "inspects")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,9 @@ class Hello:
     differs: bool  # by its intent log and dirty map the replicas may differ by more than what is in flight
     unknown: bool  # it does not know what may differ
     filling: str  # which copying of everything to it has begun and did not end; empty for none
+    gives_up: str  # the lineage for which the operator has given this replica up; empty if he has not
     behind: bool  # the owner answered writes alone that the secondary has not got, though the record has it in sync
+    inspects: bool  # a secondary whose operator wants to see what differs, where there can be no session
 
     def encode(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -199,21 +202,22 @@ def must_fill(owner: Hello, secondary: Hello) -> bool:
     """Whether all of the volumes has to be copied: the secondary has nothing, or nobody knows what it lacks. Not again,
     if that has begun and this owner has kept what is left of it."""
     begun_elsewhere = bool(secondary.filling) and secondary.filling != owner.filling
-    return begun_elsewhere or not secondary.lineage or secondary.unknown
+    return begun_elsewhere or bool(secondary.gives_up) or not secondary.lineage or secondary.unknown
 
 
 def _obstacle(owner: Hello, secondary: Hello) -> str:
     """Why nothing at all may be copied from this owner to this secondary; empty if it may."""
-    if not secondary.lineage and not secondary.blank:
+    given_up = bool(secondary.gives_up) and secondary.gives_up == owner.lineage
+    if not (secondary.lineage or secondary.blank or given_up):
         return (
             f"{secondary.node} has data of unknown origin on its volumes, and a sync would overwrite it: "
-            "if it is not needed, replace its backing files by empty ones and start the node again"
+            f"if it is not needed, `stortrends-ha volume replace {secondary.volumes[0][0]} --node {secondary.node}`"
         )
-    if secondary.lineage and secondary.lineage != owner.lineage:
+    if diverged(owner, secondary) and not given_up:
         return (
             f"the replicas on {owner.node} and {secondary.node} have no common history (lineage "
-            f"{owner.lineage[:8]} and {secondary.lineage[:8]}): one of them must be made blank by hand, "
-            "state and backing files"
+            f"{owner.lineage[:8]} and {secondary.lineage[:8]}): `stortrends-ha group diff {owner.group}` shows where "
+            "they differ, `group resolve` keeps one of them"
         )
     if owner.needs_sync:
         return f"a sync of {owner.node} did not end, so its copy is not complete and must not be used"
@@ -225,8 +229,15 @@ def _obstacle(owner: Hello, secondary: Hello) -> str:
     return ""
 
 
+def diverged(one: Hello, other: Hello) -> bool:
+    """Rule 10: both have data, with no common history."""
+    return bool(one.lineage and other.lineage) and one.lineage != other.lineage
+
+
 def _why_incomplete(owner: Hello, secondary: Hello) -> str:
     """Why the secondary may lack what was answered; empty if it does not."""
+    if secondary.gives_up:
+        return f"what {secondary.node} has was given up by its operator"
     if not secondary.lineage:
         return f"{secondary.node} is blank"
     if secondary.lost_cache:
@@ -250,8 +261,12 @@ def may_follow(mine: Hello, lineage: str, plan: Plan, fill: str) -> bool:
     if (plan is Plan.SYNC) != mine.record.alone:
         return False
     if plan is Plan.SYNC:
+        if mine.gives_up and mine.gives_up == lineage:
+            return bool(fill)
         known = mine.lineage == lineage if mine.lineage else mine.blank and bool(fill)
-        return known and (bool(fill) or not mine.unknown)
+        return known and (bool(fill) or not (mine.unknown or mine.gives_up))
     if mine.lineage != lineage or not lineage or mine.needs_sync or mine.lost_cache or mine.unknown or fill:
+        return False
+    if mine.gives_up:
         return False
     return plan is Plan.RECONCILE or not mine.differs

@@ -1,7 +1,7 @@
 """The owner's end of the ordered stream: numbers changes, keeps the window, puts both on the link. Pure but for stores.
 
 Rule 7: what is put on the stream has its place in it for good: clients' changes, flushes behind the changes that they
-cover, and the blocks and comparisons of a resync.
+cover, and the blocks and comparisons of a *job*: of a resync or a verify, of which there is one at a time.
 
 The *window* is the ordered list of changes that the secondary has not acknowledged. It keeps where they are, not their
 data: what must be sent again after the link broke is read from the own store, as it is by then. That is right because
@@ -11,7 +11,8 @@ clients, so nothing is ever queued for it beyond ``LINK_BACKLOG_BYTES``.
     issued >= sent >= acked: numbers of the newest change taken, put on the link, applied on both.
     ``_unsent`` empty <=> sent == issued: then a batch goes to the link straight from the client's buffer.
 
-Neighbours: ``primary`` decides what is answered when, and puts clients' changes here; ``resync`` and ``secondary``.
+Neighbours: ``primary`` decides what is answered when, and puts clients' changes here; ``resync``, ``verify`` and
+``secondary``.
 """
 
 from collections import deque
@@ -19,13 +20,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from stortrends_ha.errors import StorageError
-from stortrends_ha.limits import LINK_BACKLOG_BYTES
+from stortrends_ha.limits import LINK_BACKLOG_BYTES, LINK_FRAME_BYTES
 from stortrends_ha.protocol import link as wire
-from stortrends_ha.protocol.link import Kind
+from stortrends_ha.protocol.link import Kind, Purpose
 from stortrends_ha.protocol.nbd_transmission import HEAD_OF_OP, OP_WRITE, REQUEST
 from stortrends_ha.replication.differences import Differences
 from stortrends_ha.replication.interfaces import Buffer, Client, Link, Store
 from stortrends_ha.replication.resync import Resync
+from stortrends_ha.replication.verify import Verify
 from stortrends_ha.replication.window import Entry, Flush
 
 NO_COOKIE = bytes(8)
@@ -35,21 +37,21 @@ def _nothing() -> None:
     """Nobody sets a pace."""
 
 
-class ResyncFlush:
-    """The client of a flush that a resync has asked for: nobody hears of its end when the resync has ended before."""
+class JobFlush:
+    """The client of a flush that a job has asked for: nobody hears of its end when the job has ended before."""
 
     def __init__(self, stream: "Stream", done: Callable[[], None]) -> None:
         self._stream = stream
-        self._resync = stream.resync
+        self._job = stream.job
         self._done = done
 
     def answer(self, _: bytes) -> None:
         """It is stable on both, if there was a session until now."""
-        if self._stream.resync is self._resync:
+        if self._stream.job is self._job:
             self._done()
 
     def pause(self) -> None:
-        """A resync takes no requests; ``Stream.full`` holds it."""
+        """A job takes no requests; ``Stream.full`` holds it."""
 
     def resume(self) -> None:
         """See ``pause``."""
@@ -80,14 +82,20 @@ class Stream:
         self.acked = 0
         self.bytes_in_flight = 0
         self.resync: Resync | None = None
-        self.resync_begun: Callable[[], None] = _nothing  # it may be given a budget
+        self.verify: Verify | None = None
+        self.job_begun: Callable[[], None] = _nothing  # it may be given a budget
+        self.asked: Callable[[bytes], None] = lambda _payload: None  # an operator at the secondary, for a verify
         self.failed = False
 
     # --- What ``Primary`` decides ---------------------------------------------------------------
 
     @property
     def full(self) -> bool:
-        """Whether a bound is reached: a resync waits then."""
+        """Whether a bound is reached: a job waits then."""
+        raise NotImplementedError
+
+    def is_sent(self, volume: int, offset: int, length: int) -> bool:
+        """Whether everything that was ever applied to a range is on the link."""
         raise NotImplementedError
 
     def flush(self, client: Client, volume: int, replies: list[bytes], *, everywhere: bool = False) -> None:
@@ -102,6 +110,7 @@ class Stream:
         """The own replica cannot be trusted any more: nothing is taken or answered from now on."""
         self.failed = True
         self._link = None
+        self._end_verify("this node's replica has failed, or serves no more")
 
     def _fail(self, error: StorageError) -> None:
         self.halt()
@@ -130,12 +139,37 @@ class Stream:
     def begin_resync(self, *, blank: bool, compare: bool) -> None:
         """The secondary has said what it knows of differences."""
         self.resync = Resync(self, self._stores, self._differences, blank=blank, compare=compare)
-        self.resync_begun()
+        self.job_begun()
         self.pump()
+
+    def begin_verify(self, verify: Verify) -> None:
+        """Only in a session of two nodes in sync, and without another job."""
+        assert self.connected
+        assert self.job is None
+        self.verify = verify
+        self.job_begun()
+        self.pump()
+
+    def tell_of_verify(self, payload: bytes) -> None:
+        """Tell the secondary, if there is a session, what became of a verify."""
+        if self._link is not None and len(payload) <= LINK_FRAME_BYTES:
+            message = wire.frame(Kind.VERIFY, self._epoch, payload=payload)
+            self._link.send([message], len(message))
+
+    def _end_verify(self, why: str = "") -> None:
+        verify, self.verify = self.verify, None
+        if verify is not None:
+            verify.end(why)
+
+    @property
+    def job(self) -> Resync | Verify | None:
+        """What is under way besides the clients' changes."""
+        return self.resync or self.verify
 
     def _detach_link(self) -> None:
         self._link = None
         self.resync = None
+        self._end_verify("the link broke")
         self._unsent = deque(self._window)
 
     def _give_up_window(self) -> None:
@@ -147,7 +181,7 @@ class Stream:
         self.bytes_in_flight = self._unwaited = 0
 
     def pump(self) -> None:
-        """Send what waits for the link: unsent changes, then flushes, then the next blocks of a resync."""
+        """Send what waits for the link: unsent changes, then flushes, then the next blocks of a job."""
         if self._link is None:
             return
         try:
@@ -156,13 +190,14 @@ class Stream:
             self.cannot_copy(e)
 
     def _pump(self, link: Link) -> None:
-        if self.resync is not None:  # first, so that clients who fill the link cannot keep it from going on
-            self._step_resync(link, self.resync)
+        has_job = self.resync is not None or self.verify is not None
+        if has_job:  # first, so that clients who fill the link cannot keep it from going on
+            self._step(link)
         self._send_flushes(link)
         while self._unsent and link.backlog_bytes <= LINK_BACKLOG_BYTES:
             self._send_from_store(link, self._unsent.popleft())
             self._send_flushes(link)
-        while self.resync is not None and self._step_resync(link, self.resync):
+        while has_job and self._step(link):
             pass
 
     def _send_flushes(self, link: Link) -> None:
@@ -189,7 +224,21 @@ class Stream:
         buffers[0] = wire.changes_header(self._epoch, entry.first, entry.volume, length)
         link.send(buffers, wire.HEADER_BYTES + length)
 
-    # --- The resync ---------------------------------------------------------------------------
+    # --- Resync and verify --------------------------------------------------------------------
+
+    def _step(self, link: Link) -> bool:
+        """Go on with the job, if there is one and the bounds allow; whether it went on."""
+        if self.resync is not None:
+            return self._step_resync(link, self.resync)
+        return self.verify is not None and self._step_verify(link, self.verify)
+
+    def _step_verify(self, link: Link, verify: Verify) -> bool:
+        if verify.finished:
+            self._end_verify()
+            return False
+        if link.backlog_bytes > LINK_BACKLOG_BYTES or self.full or verify.waiting:
+            return False
+        return verify.step()
 
     def _step_resync(self, link: Link, resync: Resync) -> bool:
         """Go on with the resync if the bounds allow; whether it went on."""
@@ -204,18 +253,18 @@ class Stream:
         return True
 
     @property
-    def resync_waits(self) -> str:
-        """What the resync waits for at this moment, a clause; empty if only for the bytes that it is allowed."""
-        resync, link = self.resync, self._link
-        if resync is None or link is None:
+    def job_waits(self) -> str:
+        """What the job waits for at this moment, a clause; empty if only for the bytes that it is allowed."""
+        job, link = self.job, self._link
+        if job is None or link is None:
             return ""
-        if resync.ending is not None:
+        if self.resync is not None and self.resync.ending is not None:
             return "waiting until everything is flushed on both nodes"
         if self.full:
             return "the window is full of what the secondary has not applied yet"
         if link.backlog_bytes > LINK_BACKLOG_BYTES:
             return "the link is full"
-        return "waiting for the secondary's comparisons" if resync.comparing else ""
+        return "waiting for the secondary's comparisons" if job.comparing else ""
 
     def _resync_flushed(self, resync: Resync) -> None:
         """Rule 9: with the last volume that is stable on both after all was copied, the secondary is told so."""
@@ -227,7 +276,7 @@ class Stream:
 
     def flush_everywhere(self, volume: int, done: Callable[[], None]) -> None:
         """Call ``done`` when all that was put on the stream before is stable on both; never if the session ends."""
-        self.flush(ResyncFlush(self, done), volume, [], everywhere=True)
+        self.flush(JobFlush(self, done), volume, [], everywhere=True)
 
     def put(self, volume: int, op: int, offset: int, length: int, data: Buffer) -> None:
         """Put a change that only the secondary needs on the stream, now."""
@@ -245,8 +294,8 @@ class Stream:
         header = wire.changes_header(self._epoch, entry.first, volume, size)
         self._link.send([header, request, data], wire.HEADER_BYTES + size)
 
-    def compare(self, volume: int, offset: int, length: int, digest: bytes) -> None:
+    def compare(self, volume: int, offset: int, length: int, digest: bytes, purpose: Purpose = Purpose.SYNC) -> None:
         """Put a comparison on the stream, now."""
         assert self._link is not None
-        message = wire.encode_compare(self._epoch, volume, offset, length, digest)
+        message = wire.encode_compare(self._epoch, volume, offset, length, digest, purpose)
         self._link.send([message], len(message))

@@ -161,6 +161,17 @@ class Backing:
         with contextlib.suppress(OSError):
             os.posix_fadvise(self.fd, offset, min(length, PREFETCH_BYTES), os.POSIX_FADV_WILLNEED)
 
+    def renew(self, offset: int, length: int) -> None:
+        """Forget what the page cache has of a range, but for what is not on the disk yet, and start to read it from the
+        disk: a hint, so what goes wrong does not matter."""
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_WILLNEED)
+
+    def forget_cache(self) -> None:
+        """Read from the disk from now on: after a failed sync the cache has what the disk may lack."""
+        os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
     # --- Extents ------------------------------------------------------------------------------
 
     def extent(self, offset: int) -> tuple[bool, int]:

@@ -1,22 +1,27 @@
 """A bitmap on stable storage: pages of 4 KiB that are written where they are, each with what proves that it is whole.
 
     page 0       what the file is: its format, and the number and size of the blocks that its bits stand for
-    page 1 + n   bits of page n of ``replication.block_map``, its number, and a digest of both
+    page 1 + n   bits of page n of ``replication.block_map``, its number, and a digest of both; zeroes if there are none
 
-Invariants: ``write`` returns when the pages are stable, if asked to; what ``open`` finds is stable when it returns. A
-page that was cut in two by a loss of power, or is damaged in any other way, is told as such (None), never as empty; so
-is everything in a file that is missing, though it must have been there. A page that was never written has no bits. To
-write a page again needs no other one, so dying anywhere in it leaves each of them old, new or damaged.
+Invariants: ``write`` returns when the pages are stable, if asked to. All bits that ``open`` finds are stable when it
+returns: a process that was killed, or whose sync failed, may have left some in the page cache only, and a region that
+seems to be in the intent log is not logged again (rule 8). A page that was cut in two by a loss of power, or is damaged
+in any other way, is told as such (None), never as empty; so is what was cut off a file, and everything in one that is
+missing, though it must have been there. To write a page again needs no other one, so dying anywhere in it leaves each
+of them old, new or damaged.
+
+The space of all pages is reserved when a file is opened: a disk that gets full later fails no write. Where it cannot
+be, as the disk is full already, the group does not start there.
 """
 
 import asyncio
+import contextlib
 import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
-from functools import partial
 from pathlib import Path
 
 from stortrends_ha.durable import sync_directory
@@ -26,6 +31,8 @@ from stortrends_ha.replication.block_map import PAGE_BLOCKS, PAGE_BYTES, BlockMa
 _PAGE = 4096
 _NUMBER_BYTES, _DIGEST_BYTES = 8, 24
 _FORMAT = "stortrends-ha block map 1"
+_TOGETHER = 256  # pages that are read, or written, by one call
+_NO_BITS, _EMPTY, _ALL_EMPTY = bytes(PAGE_BYTES), bytes(_PAGE), bytes(_TOGETHER * _PAGE)
 
 assert PAGE_BYTES + _NUMBER_BYTES + _DIGEST_BYTES == _PAGE
 
@@ -37,6 +44,7 @@ class MapFile:
         self._path = path
         self._what = what
         self._blocks = blocks
+        self._end = _PAGE + -(-blocks // PAGE_BLOCKS) * _PAGE
         self._header = json.dumps({"format": _FORMAT, "blocks": blocks, "block_bytes": block_bytes}).encode()
         self._fd = -1
 
@@ -54,9 +62,10 @@ class MapFile:
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if os.pread(self._fd, _PAGE, 0) == with_header:
             pages = self._load()
-            found: BlockMap | None = BlockMap.load(self._blocks, pages)
-            # A process that was killed, or whose sync failed, has left some of them in the page cache only.
-            self.write({number: page for number, page in pages.items() if page is not None}, durable=True)
+            loaded = BlockMap.load(self._blocks, pages)
+            self.write({number: loaded.page(number) for number in pages}, durable=True)
+            self._reserve()
+            found: BlockMap | None = loaded
         else:
             os.ftruncate(self._fd, 0)
             found = None if expected else BlockMap(self._blocks)
@@ -64,41 +73,48 @@ class MapFile:
                 full = BlockMap(self._blocks)
                 full.fill()
                 self.write(full.pages_to_save(), durable=True)
+            self._reserve()
             os.pwrite(self._fd, with_header, 0)
-            os.fsync(self._fd)
+        os.fsync(self._fd)
         sync_directory(self._path.parent)
         return found
 
+    def _reserve(self) -> None:
+        try:
+            os.posix_fallocate(self._fd, 0, self._end)
+        except OSError as error:
+            raise self._failure(f"reserve {self._end} bytes for", error) from None
+
     def _load(self) -> dict[int, bytes | None]:
-        """The pages that were ever written."""
-        pages: dict[int, bytes | None] = {}
-        end, at = os.fstat(self._fd).st_size, _PAGE
-        while at < end:
-            at = max(at, self._next_data(at, end) // _PAGE * _PAGE)
-            if at >= end:
-                break
-            number = at // _PAGE - 1
-            if number * PAGE_BLOCKS < self._blocks:
-                page = os.pread(self._fd, _PAGE, at)
-                if page.count(0) != len(page):
-                    pages[number] = _unsealed(number, page)
-            at += _PAGE
+        """The pages that are not empty: None for what is damaged or cut off."""
+        length, at = os.fstat(self._fd).st_size, _PAGE
+        pages: dict[int, bytes | None] = dict.fromkeys(range(max(length // _PAGE - 1, 0), self._end // _PAGE - 1))
+        while (at := max(at, self._next_data(at) // _PAGE * _PAGE)) < self._end:
+            wanted = min(_TOGETHER * _PAGE, self._end - at)
+            content = os.pread(self._fd, wanted, at)
+            if content != _ALL_EMPTY[:wanted]:
+                for offset in range(0, wanted, _PAGE):
+                    page = content[offset : offset + _PAGE]
+                    if page != _EMPTY:
+                        number = (at + offset) // _PAGE - 1
+                        pages[number] = _unsealed(number, page)
+            at += wanted
         return pages
 
-    def _next_data(self, at: int, end: int) -> int:
+    def _next_data(self, at: int) -> int:
         try:
             return os.lseek(self._fd, at, os.SEEK_DATA)
         except OSError as error:
             if error.errno != errno.ENXIO:
                 raise
-            return end
+            return self._end
 
     def write(self, pages: Mapping[int, bytes], *, durable: bool) -> None:
         """Save pages; ``durable``: they are stable when this returns. In any thread. Raises StorageError."""
         try:
-            for number, page in pages.items():
-                sealed = _sealed(number + 1, page)
-                if os.pwrite(self._fd, sealed, (number + 1) * _PAGE) != _PAGE:
+            for run in _runs(sorted(pages)):
+                sealed = [_sealed(number + 1, pages[number]) for number in run]
+                if os.pwritev(self._fd, sealed, (run[0] + 1) * _PAGE) != len(run) * _PAGE:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if durable:
                 os.fdatasync(self._fd)
@@ -113,7 +129,21 @@ class MapFile:
         return StorageError(f"{self._what}: cannot {what} {self._path}: {error.strerror}")
 
 
+def _runs(numbers: list[int]) -> Iterator[list[int]]:
+    """Those that follow each other, put together."""
+    run: list[int] = []
+    for number in numbers:
+        if run and (number != run[-1] + 1 or len(run) == _TOGETHER):
+            yield run
+            run = []
+        run.append(number)
+    if run:
+        yield run
+
+
 def _sealed(number: int, page: bytes) -> bytes:
+    if page == _NO_BITS:
+        return _EMPTY
     body = page + number.to_bytes(_NUMBER_BYTES, "little")
     return body + hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest()
 
@@ -153,17 +183,31 @@ class QueuedMapFile:
         pages, durable, waiting = self._pages, self._durable, self._waiting
         self._pages, self._durable, self._waiting = {}, False, []
         self._running = True
-        write = partial(self.file.write, pages, durable=durable)
-        future = asyncio.get_running_loop().run_in_executor(self._executor, write)
-        future.add_done_callback(lambda done: self._written(done, waiting))
+        self._executor.submit(self._write, asyncio.get_running_loop(), pages, durable, waiting)
 
-    def _written(self, future: "asyncio.Future[None]", waiting: list[Callable[[], None]]) -> None:
+    def _write(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        pages: Mapping[int, bytes],
+        durable: bool,
+        waiting: list[Callable[[], None]],
+    ) -> None:
+        """In a thread. Clients wait for it: so the loop is told without a future, which would take it another turn."""
+        failure: StorageError | None = None
+        try:
+            self.file.write(pages, durable=durable)
+        except StorageError as error:
+            failure = error
+        except Exception as error:
+            failure = StorageError(repr(error))
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
+            loop.call_soon_threadsafe(self._written, failure, waiting)
+
+    def _written(self, failure: StorageError | None, waiting: list[Callable[[], None]]) -> None:
         self._running = False
-        if future.cancelled():
-            return
-        if (error := future.exception()) is not None:
+        if failure is not None:
             self._failed = True
-            self._report_failure(error if isinstance(error, StorageError) else StorageError(repr(error)))
+            self._report_failure(failure)
             return
         for done in waiting:
             done()

@@ -8,8 +8,12 @@
     needs_sync     a sync of this replica has begun and not ended
     filling        the name of a copying of everything to this replica that has begun and not ended; else empty
     fills          the name of the one from here to the peer of which the dirty map has what is left; else empty
+    given_up_for   the lineage of the owner's data for which the operator has given this replica up: what is on it may
+                   be overwritten by a copying of everything from there, by nothing else; empty when that has begun
+    lineages       when this replica got which lineage, and how: the newest last, for people
     settled_epoch  the newest epoch at which this node owned alone and all that was cached before had become stable:
                    since then it wrote through, so while the record has it alone at that epoch a lost cache lost nothing
+    verified       of each volume when a verify on this node came to its end last, in seconds since 1970
     backings       of each volume the identity of the file that holds this data, where files have one
 
 The group's record is not in it: the supervisor keeps that, and tells it with every command.
@@ -42,9 +46,12 @@ class ReplicaState:
     needs_sync: bool = False
     filling: str = ""
     fills: str = ""
+    given_up_for: str = ""
+    lineages: tuple[str, ...] = ()
     settled_epoch: int = 0
     backings: Mapping[str, str] = field(default_factory=dict)
     mounts: Mapping[str, str] = field(default_factory=dict)
+    verified: Mapping[str, float] = field(default_factory=dict)
 
 
 class StateFile:
@@ -118,10 +125,12 @@ def _decode(value: dict[str, Any]) -> ReplicaState:
         lineage=typed(value["lineage"], str),
         boot_id=typed(value["boot_id"], str),
         settled_epoch=typed(value["settled_epoch"], int),
+        lineages=tuple(typed(line, str) for line in value.get("lineages", [])),
         backings=_strings(value.get("backings", {})),
         mounts=_strings(value.get("mounts", {})),
+        verified={str(key): typed(at, float) for key, at in value.get("verified", {}).items()},
         **{key: typed(value[key], bool) for key in ("lost_cache", "needs_sync")},
-        **{key: typed(value.get(key, ""), str) for key in ("filling", "fills")},
+        **{key: typed(value.get(key, ""), str) for key in ("filling", "fills", "given_up_for")},
     )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from harness import PATIENCE_S, program_environment, wait_for
 
 from .blocks import BLOCK_BYTES
-from .cluster import FAILOVER_S, GROUP, NBD_PORT, VOLUME_BYTES, Cluster
+from .cluster import FAILOVER_S, GROUP, VOLUME_BYTES, Cluster
 from .network import Machine
 
 # Each of the clients has a part of this size.
@@ -28,6 +28,8 @@ PART_BLOCKS = VOLUME_BYTES // BLOCK_BYTES // 4
 RAW_RATE, QEMU_RATE, LIBNBD_RATE = 500, 200, 100
 # An answer that came after an event is one of these; more, so that the queue has been answered, too.
 ANSWERS_AFTER = 40
+# A stall of a planned move, or of what is no reason to move, is shorter by far; on a busy machine it may take this.
+PLANNED_S = 2.0
 # Each of the clients asks several times between the first and the last of these.
 HELD_LOOKS = 6
 # QEMU repeats the requests that a lost connection left unanswered for so long: longer than anything here takes.
@@ -123,7 +125,7 @@ class Clients:
         end."""
 
         def known() -> bool:
-            connected = self._cluster.client.connections(NBD_PORT)
+            connected = self._cluster.client.connections(self._cluster.nbd())
             every = [node.known_clients() for node in self._cluster.nodes.values() if node.running]
             return len(connected) == len(self.loads) and all(each == connected for each in every)
 
@@ -131,14 +133,16 @@ class Clients:
         return self
 
     @contextmanager
-    def event(self, within_s: float = FAILOVER_S) -> Iterator[dict[str, float]]:
-        """What happens in the block, and how long each client waited: known after it, when all get answers again."""
+    def event(self, within_s: float = FAILOVER_S, *, stall_s: float | None = None) -> Iterator[dict[str, float]]:
+        """What happens in the block, and how long each client waited: known after it, when all get answers again.
+        None may have waited for `stall_s`."""
         stalls: dict[str, float] = {}
         began_s = time.monotonic()
         yield stalls
         self.wait_answers(within_s)
         stalls.update({name: report.stall_since(began_s) for name, report in self.reports().items()})
         self.assert_no_errors()
+        assert stall_s is None or max(stalls.values()) < stall_s, stalls
 
     def wait_held(self) -> None:
         """Nobody gets an answer, at so many looks: by then everybody has asked, and all that was sent has arrived."""
@@ -164,8 +168,8 @@ def raw_client(
     return _start(cluster, name, [sys.executable, "-m", "tests.failures.load"], cluster.volume(group), part, options)
 
 
-def libnbd_client(cluster: Cluster, *, part: int, name: str = "libnbd") -> Load:
-    options = {"to": cluster.nbd(GROUP), "rate": LIBNBD_RATE}
+def libnbd_client(cluster: Cluster, *, part: int, name: str = "libnbd", **options: Any) -> Load:
+    options = {"to": cluster.nbd(), "rate": LIBNBD_RATE, **options}
     return _start(cluster, name, [DEBIAN_PYTHON, "-m", "tests.failures.libnbd_load"], cluster.volume(), part, options)
 
 
@@ -176,13 +180,13 @@ def _start(cluster: Cluster, name: str, program: list[str], volume: str, part: i
 
 
 @contextmanager
-def qemu_client(cluster: Cluster, *, part: int, name: str = "qemu") -> Iterator[Load]:
+def qemu_client(cluster: Cluster, *, part: int, name: str = "qemu", **options: Any) -> Iterator[Load]:
     """QEMU's NBD client, which hides a lost connection from whoever uses its disk; here a raw client."""
     directory = cluster.directory
     socket, pidfile = directory / f"{name}.sock", directory / f"{name}.pid"
     for path in (socket, pidfile):
         path.unlink(missing_ok=True)
-    host, _, port = cluster.nbd(GROUP).rpartition(":")
+    host, _, port = cluster.nbd().rpartition(":")
     command: list[str | Path] = [
         "qemu-storage-daemon", "--pidfile", pidfile,
         "--blockdev", f"driver=nbd,node-name=disk,server.type=inet,server.host={host},server.port={port},"
@@ -196,7 +200,7 @@ def qemu_client(cluster: Cluster, *, part: int, name: str = "qemu") -> Iterator[
         )
     try:
         wait_for("QEMU has attached the volume", lambda: pidfile.exists() and socket.exists())
-        load = raw_client(cluster, part=part, to=str(socket), name=name, rate=QEMU_RATE)
+        load = raw_client(cluster, part=part, to=str(socket), name=name, rate=QEMU_RATE, **options)
         try:
             yield load
         finally:
@@ -211,13 +215,14 @@ def qemu_client(cluster: Cluster, *, part: int, name: str = "qemu") -> Iterator[
 
 
 @contextmanager
-def under_load(cluster: Cluster, *, compare: bool = True) -> Iterator[Clients]:
-    """See the module; `compare`: whether both replicas are to be the same at the end."""
+def under_load(cluster: Cluster, *, compare: bool = True, blocks: int = PART_BLOCKS) -> Iterator[Clients]:
+    """See the module; `compare`: whether both replicas are to be the same at the end; `blocks`: each client works on so
+    many."""
     with ExitStack() as stack:
-        loads = [raw_client(cluster, part=0), libnbd_client(cluster, part=2)]
+        loads = [raw_client(cluster, part=0, blocks=blocks), libnbd_client(cluster, part=2, blocks=blocks)]
         for load in loads:
             stack.callback(load.close)
-        loads.append(stack.enter_context(qemu_client(cluster, part=1)))
+        loads.append(stack.enter_context(qemu_client(cluster, part=1, blocks=blocks)))
         clients = Clients(cluster, loads)
         clients.wait_answers()
         yield clients

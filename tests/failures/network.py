@@ -1,6 +1,7 @@
 """The machines of a cluster as network namespaces: client, nodes and witness on a LAN, the nodes on a link, too.
 
-Job: machines, cables, and what can go wrong with them: a cable out, an interface down, packets dropped, power off.
+Job: machines, cables, and what can go wrong with them: a cable out, an interface down, packets dropped, power off, a
+wall clock that jumps.
 Invariants: nothing outside the namespaces is touched; however a test ends, `close` kills what runs in them and removes
 them. Names are unique, so clusters may run side by side. It needs root.
 Neighbours: `cluster` runs the daemons in them.
@@ -11,6 +12,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import uuid
@@ -48,6 +50,7 @@ class Machine:
         self.link_ip = f"{_LINK_NET}.{number}"
         self.interfaces = (LAN, LINK) if name in NODES else (LAN,)
         self._boot_id = directory / f"{name}.boot_id"
+        self._wall_clock = directory / f"{name}.wall_clock"
         self.new_boot()
         _run("ip", "netns", "add", namespace)
         self._plug_in()
@@ -79,11 +82,34 @@ class Machine:
     def command(self, command: Sequence[str | Path]) -> list[str]:
         """The command that runs there; it sees a boot ID of its own, so that the machine can restart."""
         bind = 'mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"'
-        return ["ip", "netns", "exec", self.namespace, "sh", "-c", bind, str(self._boot_id), *map(str, command)]
+        enter = ["ip", "netns", "exec", self.namespace, "sh", "-c", bind, str(self._boot_id)]
+        return [*enter, *self._with_wall_clock(), *map(str, command)]
+
+    def _with_wall_clock(self) -> list[str]:
+        """What goes before a command so that it sees `_wall_clock`, if that was ever set; no other clock is touched."""
+        if not self._wall_clock.exists():
+            return []
+        (library,) = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
+        shm = 'mount -t tmpfs tmpfs /dev/shm && exec "$@"'  # where it leaves files behind
+        variables = {
+            "LD_PRELOAD": library,
+            "FAKETIME_TIMESTAMP_FILE": self._wall_clock,
+            "FAKETIME_NO_CACHE": 1,
+            "FAKETIME_DONT_FAKE_MONOTONIC": 1,
+            "DONT_FAKE_MONOTONIC": 1,
+            "FAKETIME_FORCE_MONOTONIC_FIX": 0,  # it would make threads spin that wait with a deadline
+        }
+        return ["sh", "-c", shm, "sh", "env", *(f"{name}={value}" for name, value in variables.items())]
 
     def new_boot(self) -> None:
         """What starts from now on finds that the machine has been started anew: what was only cached is lost to it."""
         self._boot_id.write_text(f"{uuid.uuid4()}\n")
+
+    def set_wall_clock(self, ahead_s: int) -> None:
+        """Its wall clock is so much ahead of the real one. Counts at once for what was started after the first time."""
+        new = self._wall_clock.with_suffix(".new")
+        new.write_text(f"{ahead_s:+d}\n")
+        new.rename(self._wall_clock)
 
     # --- What it has ---
 
@@ -111,15 +137,19 @@ class Machine:
         entries = json.loads(self.ip("-j", "neighbour", "show", "to", ip, "dev", LAN) or "[]")
         return next((entry.get("lladdr", "") for entry in entries), "")
 
-    def connections(self, to_port: int) -> set[int]:
-        """The own ports of the TCP connections that it has to this port of others."""
+    def connections(self, to: str) -> set[int]:
+        """The own ports of the TCP connections that it has to this IPv4 address and port."""
+        ip, _, port = to.rpartition(":")
+        there = f"{int.from_bytes(socket.inet_aton(ip), sys.byteorder):08X}:{int(port):04X}"
         lines = _run("ip", "netns", "exec", self.namespace, "cat", "/proc/net/tcp").splitlines()[1:]
         found = [line.split()[1:4] for line in lines]
         return {
-            int(own.rpartition(":")[2], 16)
-            for own, other, state in found
-            if state == _ESTABLISHED and int(other.rpartition(":")[2], 16) == to_port
+            int(own.rpartition(":")[2], 16) for own, other, state in found if state == _ESTABLISHED and other == there
         }
+
+    def abort_connections(self, port: int) -> None:
+        """To this TCP port: nothing that its ended clients had sent is sent again."""
+        _run("ip", "netns", "exec", self.namespace, "ss", "--kill", "--tcp", f"dport = {port}")
 
     # --- What happens to it ---
 

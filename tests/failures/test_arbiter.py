@@ -1,17 +1,15 @@
 """The arbiter fails, or is one of the other kinds."""
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from harness import wait_for
 
 from .clients import under_load
 from .cluster import Cluster
-from .network import NODES, Machine
+from .network import Machine
 
 MakeCluster = Callable[..., Cluster]
 
@@ -149,88 +147,6 @@ def test_etcd_with_one_of_three_members_killed(make_cluster: MakeCluster) -> Non
                 cluster.wait_in_sync()
     finally:
         etcd.close()
-
-
-# A fence agent that does turn a machine off: its processes are killed and its cables are out.
-AGENT = """
-import os, signal, subprocess, sys
-from pathlib import Path
-
-options = dict(line.rstrip("\\n").split("=", 1) for line in sys.stdin)
-own = Path("/run/netns", options["plug"]).stat().st_ino
-def pids():
-    for path in Path("/proc").glob("[0-9]*/ns/net"):
-        try:
-            if path.stat().st_ino == own:
-                yield int(path.parts[2])
-        except OSError:
-            pass
-if options["action"] == "off":
-    for port in options["ports"].split():
-        enter = ["nsenter", "--net=/run/netns/" + options["switch"]]
-        subprocess.run([*enter, "ip", "link", "set", port, "down"], check=True)
-    for pid in pids():
-        os.kill(pid, signal.SIGKILL)
-else:
-    running = [pid for pid in pids() if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"]
-    sys.exit(0 if running else 2)
-"""
-
-
-class TestFencing:
-    @pytest.fixture
-    def fenced(self, make_cluster: MakeCluster, tmp_path: Path) -> Cluster:
-        program = tmp_path / "fence_test"
-        program.write_text(f"#!{sys.executable}\n{AGENT}")
-        program.chmod(0o755)
-
-        def arbiter(cluster: Cluster) -> dict[str, Any]:
-            machines = cluster.network.machines
-            agents = {
-                name: {
-                    "agent": str(program),
-                    "options": {
-                        "plug": machines[name].namespace,
-                        "switch": machines[name].switch,
-                        "ports": " ".join(machines[name].ports),
-                    },
-                }
-                for name in NODES
-            }
-            return {"kind": "fencing", "agents": agents}
-
-        return make_cluster(arbiter=arbiter).start()
-
-    def test_the_owner_is_killed(self, fenced: Cluster) -> None:
-        owner, secondary = fenced.pair()
-        with under_load(fenced) as clients:
-            with clients.event():
-                owner.kill()
-            assert fenced.owner() is secondary
-            with clients.event():
-                fenced.repair()
-
-    def test_the_owner_loses_power(self, fenced: Cluster) -> None:
-        owner, secondary = fenced.pair()
-        with under_load(fenced) as clients:
-            with clients.wait_known().event():
-                owner.power_off()
-            assert fenced.owner() is secondary
-            with clients.event():
-                fenced.repair()
-
-    def test_the_nodes_do_not_see_each_other(self, fenced: Cluster) -> None:
-        """One shoots the other, which is really off then; it does not shoot back when it returns."""
-        owner, secondary = fenced.pair()
-        with under_load(fenced) as clients:
-            with clients.wait_known().event():
-                fenced.cut(owner, secondary)
-            winner = fenced.owner()
-            loser = fenced.peer_of(winner)
-            wait_for("the other one is off", lambda: not loser.running)
-            with clients.event():
-                fenced.repair()
-            assert fenced.owner() is winner
 
 
 def test_nobody_decides_by_itself_with_the_manual_arbiter(make_cluster: MakeCluster) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from faulty_disk import HANG, FaultyDisk
 from files import MIB
-from harness import is_running
+from harness import is_running, wait_for
 
 from .clients import under_load
-from .cluster import GROUP, VOLUME, VOLUME_BYTES, Cluster, Node
+from .cluster import GROUP, LINK_PORT, VOLUME, VOLUME_BYTES, Cluster, Node
 from .network import NODES
 
 MakeCluster = Callable[..., Cluster]
@@ -118,3 +118,54 @@ def test_a_write_hangs_so_that_its_data_process_cannot_be_killed(
         disk.mend()
         cluster.wait_in_sync()
         assert failing.data_pid() != pid
+
+
+# --- The disk of a node's state --------------------------------------------------------------------
+
+# More of them than anybody would be missed for.
+MANY_BEATS = 40
+
+
+@contextmanager
+def file_system(directory: Path, where: Path) -> Iterator[FaultyDisk]:
+    """At `where`, on a disk that can hang; it is gone afterwards."""
+    disk = FaultyDisk(directory / "state-disk", "state.img", 16 * MIB)
+    try:
+        subprocess.run(["mkfs.ext4", "-q", "-F", disk.path], check=True)
+        where.mkdir()
+        subprocess.run(["mount", "-o", "loop", disk.path, where], check=True)
+        try:
+            yield disk
+        finally:
+            disk.mend()
+            subprocess.run(["umount", "--lazy", where], check=True)
+    finally:
+        disk.close()
+
+
+def test_a_record_cannot_be_saved_as_the_disk_hangs(make_cluster: MakeCluster, tmp_path: Path) -> None:
+    """Rule 14: the heartbeat goes on, and the secondary answers who asks for its status."""
+    cluster = make_cluster()
+    secondary = cluster.nodes[NODES[1]]
+    with file_system(tmp_path, secondary.state_dir / "records") as disk:
+        cluster.start()
+        owner = cluster.owner()
+        with under_load(cluster) as clients:
+            with clients.event():
+                disk.fail("write", "flush", how=HANG)
+                owner.machine.drop(tcp_ports=[LINK_PORT])  # so that there is a new record
+                alone = owner.wait("has gone on alone", lambda of: of["in_sync"] == [owner.name] and of["serving"])
+                before = beats_heard(owner)
+                wait_for("many beats are heard", lambda: beats_heard(owner) >= before + MANY_BEATS)
+                assert owner.status()["nodes"][secondary.name]["state"] == "up"
+                assert secondary.group()["epoch"] < alone["epoch"]
+            with clients.event():
+                disk.mend()
+                cluster.network.heal()
+                cluster.wait_in_sync()
+        cluster.close()
+
+
+def beats_heard(node: Node) -> int:
+    """Of its peer, on all paths."""
+    return sum(path["received"] for path in node.status()["heartbeats"])

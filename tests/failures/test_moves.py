@@ -1,15 +1,18 @@
 """Groups move because somebody wants it: rows 17 and 18."""
 
+import time
 from collections.abc import Callable
 
 import pytest
 from harness import command
 
-from .clients import under_load
+from .clients import PLANNED_S, under_load
 from .cluster import GROUP, NBD_PORT, Cluster
 from .network import FLOATING
 
 IN_USE = f"cannot listen on {FLOATING}:{NBD_PORT} for NBD: Address already in use"
+# Of an automatic failback; a node that is in sync is killed before this has passed.
+HOLD_DOWN_S = 3
 
 
 def test_several_planned_moves_in_a_row(cluster: Cluster) -> None:
@@ -17,7 +20,7 @@ def test_several_planned_moves_in_a_row(cluster: Cluster) -> None:
     with under_load(cluster) as clients:
         for _ in range(4):
             owner, secondary = cluster.pair()
-            with clients.wait_known().event():
+            with clients.wait_known().event(stall_s=PLANNED_S):
                 cluster.move(to=secondary)
             assert cluster.owner() is secondary
             assert cluster.client.neighbour(FLOATING) == secondary.machine.mac
@@ -29,10 +32,10 @@ def test_several_planned_moves_in_a_row(cluster: Cluster) -> None:
 def test_drain_and_undrain(cluster: Cluster) -> None:
     owner, secondary = cluster.pair()
     with under_load(cluster) as clients:
-        with clients.wait_known().event():
+        with clients.wait_known().event(stall_s=PLANNED_S):
             cluster.command("drain", owner.name)
         assert cluster.owner() is secondary
-        with clients.event():
+        with clients.event(stall_s=PLANNED_S):
             cluster.command("undrain", owner.name)
             cluster.wait_in_sync()
             clients.wait_known()
@@ -85,7 +88,7 @@ def test_the_owner_is_stopped_in_order(cluster: Cluster) -> None:
     """As by an upgrade: it hands over, and nothing has to be compared when it is back."""
     owner, secondary = cluster.pair()
     with under_load(cluster) as clients:
-        with clients.wait_known().event():
+        with clients.wait_known().event(stall_s=PLANNED_S):
             owner.terminate()
         assert cluster.owner() is secondary
         with clients.event():
@@ -97,7 +100,7 @@ def test_the_secondary_is_stopped_in_order(cluster: Cluster) -> None:
     """Its owner goes on alone before it is gone: clients do not wait until it is missed."""
     owner, secondary = cluster.pair()
     with under_load(cluster) as clients:
-        with clients.event():
+        with clients.event(stall_s=PLANNED_S):
             secondary.terminate()
         assert cluster.owner() is owner
         assert f"{secondary.name} is being stopped" in owner.log
@@ -107,13 +110,32 @@ def test_the_secondary_is_stopped_in_order(cluster: Cluster) -> None:
 
 
 def test_failback(make_cluster: Callable[..., Cluster]) -> None:
-    """`failback: automatic`: the group goes home when all has been well for a while."""
-    cluster = make_cluster(failback="automatic", hold_down_s=1).start()
-    owner, secondary = cluster.pair()
+    """`failback: automatic`: the group goes home when all has been well for a while, and no sooner; and not to a node
+    that is drained, which it is after a restart, too."""
+    cluster = make_cluster(failback="automatic", hold_down_s=HOLD_DOWN_S).start()
+    preferred, other = cluster.pair()
+    said = other.log_since()
     with under_load(cluster) as clients:
+        for _ in range(2):
+            with clients.event():
+                preferred.kill()
+                killed_s = time.monotonic()
+            assert cluster.owner() is other
+            with clients.event():
+                preferred.start()
+                cluster.wait_in_sync()
+        with clients.wait_known().event(stall_s=PLANNED_S):
+            preferred.wait_serving()
+        assert time.monotonic() - killed_s >= HOLD_DOWN_S
+        assert said().count("handing over") == 1
+        assert other.group()["moves"]["handover"] == 1
+        cluster.wait_in_sync()
+        with clients.wait_known().event(stall_s=PLANNED_S):
+            cluster.command("drain", preferred.name)
         with clients.event():
-            owner.kill()
-        assert cluster.owner() is secondary
-        with clients.event():
-            owner.start()
-            owner.wait_serving()
+            preferred.kill()
+            preferred.start()
+            cluster.wait_in_sync()
+        with pytest.raises(AssertionError, match=f"{preferred.name} is drained"):
+            cluster.move(to=preferred)
+        assert cluster.owner() is other

@@ -1,6 +1,7 @@
 """The owner of a group fails in one way or another: its clients wait for a moment, and see no error."""
 
 import fcntl
+import select
 import signal
 import socket
 import struct
@@ -14,18 +15,30 @@ from files import MIB
 from harness import wait_for
 
 from .blocks import BLOCK_BYTES
-from .clients import PART_BLOCKS, raw_client, under_load
+from .clients import PART_BLOCKS, Load, raw_client, under_load
 from .cluster import GROUP, OTHER_GROUP, Cluster, Node
 from .network import FLOATING, LAN, LINK
 
 # Longer than lease, link time-out and the lifetime of an address: nothing of the old owner is left but itself.
 LONG_STOP_S = 5.0
+LONGEST_STOP_S = 10.0
 
 
 def assert_is_at(cluster: Cluster, node: Node) -> None:
     """The group is served there, and the client's machine knows: without waiting for anything to expire."""
     assert cluster.client.neighbour(FLOATING) == node.machine.mac
     assert node.group()["serving"]
+
+
+@contextmanager
+def other_client(cluster: Cluster) -> Iterator[Load]:
+    """A client of the other group."""
+    load = raw_client(cluster, group=OTHER_GROUP, name="other")
+    try:
+        load.wait_answers()
+        yield load
+    finally:
+        load.close()
 
 
 def come_back(cluster: Cluster, node: Node) -> None:
@@ -64,17 +77,14 @@ def test_its_data_process_is_killed(make_cluster: Callable[..., Cluster]) -> Non
     cluster = make_cluster(two_groups=True).start()
     owner = cluster.owner(GROUP)
     assert cluster.owner(OTHER_GROUP) is not owner
-    other = raw_client(cluster, group=OTHER_GROUP, name="other")
-    other.wait_answers()
     other_pids = [node.data_pid(OTHER_GROUP) for node in cluster.nodes.values()]
-    with under_load(cluster) as clients:
+    with other_client(cluster) as other, under_load(cluster) as clients:
         with clients.event():
             owner.kill_data_process(GROUP)
         cluster.wait_in_sync()
         report = other.finish()
         assert not report.errors
         assert report.connects == 1
-        other.close()
     assert [node.data_pid(OTHER_GROUP) for node in cluster.nodes.values()] == other_pids
 
 
@@ -93,21 +103,41 @@ def test_its_data_process_hangs(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("way", ["packets are dropped", "its interfaces are down"])
 def test_it_is_cut_from_everything(cluster: Cluster, way: str) -> None:
-    """Row 7: it lives, but it neither answers nor keeps the address."""
+    """Row 7: it lives, but it neither answers, not even who reaches it still, nor keeps the address."""
     owner, secondary = cluster.pair()
-    with under_load(cluster) as clients:
+    with under_load(cluster) as clients, old_client(cluster, owner) as old:
+        old.write(1)
         with clients.wait_known().event():
             if way == "packets are dropped":
                 owner.machine.isolate()
             else:
                 owner.machine.interfaces_down([LAN, LINK])
         assert_is_at(cluster, secondary)
+        old.ask_read()
+        old.ask_write(2, beside=MIB)
         wait_for("it has let go of the address", lambda: not owner.machine.has_address(FLOATING))
         owner.wait_held(f"{secondary.name} has not been heard")
+        assert not old.has_answer()
         with clients.event():
             cluster.network.heal()
+            assert old.answers_until_closed() == b""
             cluster.wait_in_sync()
         assert cluster.owner() is secondary
+
+
+def test_its_lan_interface_is_down(cluster: Cluster) -> None:
+    """It reaches neither clients nor witness, but its peer: nothing moves, and it goes on when the LAN is back."""
+    owner, secondary = cluster.pair()
+    with under_load(cluster) as clients:
+        epoch = owner.group()["epoch"]
+        with clients.event():
+            owner.machine.interfaces_down([LAN])
+            secondary.wait_path_silent(owner.machine.lan_ip)
+            owner.wait("says that the arbiter does not answer", lambda of: of["arbiter"])
+            clients.wait_held()
+            cluster.network.heal()
+        assert cluster.owner() is owner
+        assert owner.group()["epoch"] == epoch
 
 
 def test_clients_do_not_reach_it_and_the_operator_moves_the_group(cluster: Cluster) -> None:
@@ -162,6 +192,10 @@ class OldClient:
         left = fcntl.ioctl(self._socket, termios.TIOCOUTQ, b"\0" * 4)
         return int.from_bytes(left, "little") == 0
 
+    def has_answer(self) -> bool:
+        """Whether anything has come, or the connection was closed."""
+        return bool(select.select([self._socket], [], [], 0)[0])
+
     def answers_until_closed(self) -> bytes:
         """What still comes from the node before it closes the connection."""
         data = b""
@@ -183,15 +217,32 @@ def old_client(cluster: Cluster, node: Node) -> Iterator[OldClient]:
         client.close()
 
 
-@pytest.mark.parametrize(("who", "for_s"), [("all", 0.0), ("supervisor", 0.0), ("all", LONG_STOP_S)])
+@pytest.mark.parametrize(("who", "for_s"), [("all", 0.0), ("supervisor", LONG_STOP_S)])
 def test_it_is_stopped_and_continues_after_the_takeover(cluster: Cluster, who: str, for_s: float) -> None:
     """Row 15: whoever still asks it gets no answer, least of all an old one."""
-    owner, secondary = cluster.pair()
+    owner, _ = cluster.pair()
     family = owner.family()
+    stop_and_continue(cluster, family if who == "all" else family[:1], for_s)
+
+
+def test_it_is_secondary_too_and_is_stopped_for_long(make_cluster: Callable[..., Cluster]) -> None:
+    """Row 15, with a group of each kind: all its data processes are stopped with it."""
+    cluster = make_cluster(two_groups=True).start()
+    owner, secondary = cluster.pair()
+    assert cluster.owner(OTHER_GROUP) is secondary
+    with other_client(cluster) as other:
+        stop_and_continue(cluster, owner.family(), LONGEST_STOP_S, other)
+    assert cluster.owner(OTHER_GROUP) is secondary
+
+
+def stop_and_continue(cluster: Cluster, pids: list[int], for_s: float, *others: Load) -> None:
+    """These processes of the group's owner; `others`: clients of another group, which see no error either."""
+    owner, secondary = cluster.pair()
+    supervisor, *data_processes = owner.family()
     with under_load(cluster) as clients, old_client(cluster, owner) as old:
         old.write(1)
         with clients.wait_known().event():
-            owner.signal(signal.SIGSTOP, family if who == "all" else family[:1])
+            owner.signal(signal.SIGSTOP, pids)
         secondary.wait_serving()
         with old_client(cluster, secondary) as new:
             new.write(2)
@@ -199,11 +250,13 @@ def test_it_is_stopped_and_continues_after_the_takeover(cluster: Cluster, who: s
             old.ask_write(3, beside=MIB)  # far away, as a read of the same place waits for it
             time.sleep(for_s)  # that is what happens, and not to wait for something
             with clients.event():
-                owner.signal(signal.SIGCONT, family[1:])  # so it has no word from its supervisor yet
+                owner.signal(signal.SIGCONT, data_processes)  # so they have no word from their supervisor yet
                 wait_for("it has taken the requests", old.all_taken)
-                owner.signal(signal.SIGCONT, family[:1])
+                owner.signal(signal.SIGCONT, [supervisor])
                 assert old.answers_until_closed() == b""
             assert new.read() == bytes([2]) * BLOCK_BYTES
         assert_is_at(cluster, secondary)
         with clients.event():
             cluster.wait_in_sync()
+        for other in others:
+            assert not other.finish().errors

@@ -22,12 +22,12 @@ class FaultyDisk:
         self.path = where / name
         self._where = where
         self._faults = where.with_name(f"{where.name}.faults")
-        image = where.with_name(f"{where.name}.image")
-        make_sparse(image, size_bytes)
+        self._image = where.with_name(f"{where.name}.image")
+        make_sparse(self._image, size_bytes)
         for directory in (where, self._faults):
             directory.mkdir(parents=True)
         with where.with_name(f"{where.name}.log").open("wb") as log:
-            server: list[str | Path] = ["nbdkit", "python", PLUGIN, f"image={image}", f"faults={self._faults}"]
+            server: list[str | Path] = ["nbdkit", "python", PLUGIN, f"image={self._image}", f"faults={self._faults}"]
             self._server = subprocess.Popen(
                 ["nbdfuse", self.path, "[", *server, "]"],
                 stdin=subprocess.DEVNULL,
@@ -42,6 +42,16 @@ class FaultyDisk:
             new = self._faults / f".{kind}"
             new.write_text(how)
             new.rename(self._faults / kind)
+
+    def fail_sector(self, offset: int) -> None:
+        """The 4 KiB there cannot be read any more, until they are written."""
+        self.fail("sector", how=str(offset))
+
+    def rot(self, offset: int) -> None:
+        """What is on the disk there is not what was written; what is in the page cache is."""
+        with self._image.open("r+b", buffering=0) as file:
+            byte = os.pread(file.fileno(), 1, offset)[0]
+            os.pwrite(file.fileno(), bytes([byte ^ 0xFF]), offset)
 
     def mend(self) -> None:
         for fault in self._faults.iterdir():

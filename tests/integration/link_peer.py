@@ -45,7 +45,9 @@ def hello(cluster: Cluster, node: str, /, **changes: Any) -> dict[str, Any]:
         "differs": False,
         "unknown": False,
         "filling": "",
+        "gives_up": "",
         "behind": False,
+        "inspects": False,
         **changes,
     }
 

@@ -1,6 +1,7 @@
 """A plugin of nbdkit: a file whose requests fail, or wait, as long as a file in `faults` says so.
 
-A file there is named for a kind of request (read, write, flush, zero), and holds the name of an error, or "hang".
+A file there is named for a kind of request (read, write, flush, zero), and holds the name of an error, or "hang". One
+with the name "sector" holds an offset: whatever reads the 4 KiB there fails, until something is written there.
 """
 
 import builtins
@@ -13,6 +14,7 @@ import nbdkit  # type: ignore[import-not-found]
 
 API_VERSION = 2
 HANG = "hang"
+SECTOR = "sector"
 POLL_S = 0.02
 _settings: dict[str, Path] = {}
 
@@ -49,13 +51,26 @@ def _suffer(kind: str) -> None:
     raise OSError(what)
 
 
+def _is_bad(offset: int, length: int) -> bool:
+    try:
+        at = int((_settings["faults"] / SECTOR).read_text())
+    except FileNotFoundError:
+        return False
+    return offset < at + 4096 and offset + length > at
+
+
 def pread(file: int, buffer: bytearray, offset: int, flags: int) -> None:  # noqa: ARG001
     _suffer("read")
+    if _is_bad(offset, len(buffer)):
+        nbdkit.set_error(errno.EIO)
+        raise OSError("a bad sector")
     os.preadv(file, [buffer], offset)
 
 
 def pwrite(file: int, buffer: bytes, offset: int, flags: int) -> None:  # noqa: ARG001
     _suffer("write")
+    if _is_bad(offset, len(buffer)):
+        (_settings["faults"] / SECTOR).unlink()
     os.pwrite(file, buffer, offset)
 
 

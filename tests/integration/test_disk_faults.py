@@ -1,6 +1,7 @@
 """Rules 13 and 14 in a data process whose disk really fails or hangs, in every way, in each role."""
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -228,13 +229,19 @@ class StatePair(Pair):
 
     def __init__(self, directory: Path) -> None:
         self.disk = Disk(directory, directory / A)
+        self.ballast = directory / A / "ballast"
         super().__init__(directory)
 
     def backing(self, node: str) -> Path:
         return self.directory / f"{node}.img"
 
+    def lose_reserved_space(self, kind: str) -> None:
+        """Of a map, as a copy may that leaves out what is empty."""
+        (path,) = (self.directory / A / "groups").glob(f"*.{kind}")
+        subprocess.run(["fallocate", "--punch-hole", "--offset", "4096", "--length", "1MiB", path], check=True)
+
     def fill(self) -> None:
-        ballast = os.open(self.directory / A / "ballast", os.O_WRONLY | os.O_CREAT)
+        ballast = os.open(self.ballast, os.O_WRONLY | os.O_CREAT)
         try:
             for size in (MIB, BLOCK, 1):
                 while True:
@@ -268,10 +275,23 @@ def test_owner_that_cannot_write_its_intent_log_fails(state_pair: StatePair) -> 
     assert state_pair.backing(B).read_bytes()[9 * MIB] == 0
 
 
+def test_full_disk_does_not_fail_the_intent_log(state_pair: StatePair) -> None:
+    owner, _, _ = state_pair.in_sync()
+    client = Client(state_pair)
+    state_pair.fill()
+    for at in (0, 5, 9):  # each in a region of its own
+        client.write(at * MIB, b"a")
+    assert not owner.status["fit"]["failure"]
+    owner.kill()
+    state_pair.ballast.unlink()
+    assert state_pair.start(A).wait("has a status", lambda _: True)["fit"]["differs"]
+
+
 def test_last_copy_whose_dirty_map_cannot_be_written_goes_on_with_its_intent_log(state_pair: StatePair) -> None:
     owner = alone(state_pair)
     client = Client(state_pair)
     client.write(0, b"a")
+    state_pair.lose_reserved_space("dirty")
     state_pair.fill()
     for at in range(16):
         client.write(at * MIB, b"b")
@@ -280,4 +300,5 @@ def test_last_copy_whose_dirty_map_cannot_be_written_goes_on_with_its_intent_log
     owner.wait("says so", lambda status: "dirty: No space left" in status["why"])
     client.write(0, b"c")
     owner.kill()
+    state_pair.ballast.unlink()
     assert state_pair.start(A).wait("has a status", lambda _: True)["fit"]["differs"]

@@ -288,7 +288,10 @@ def test_the_override_says_what_may_be_lost_first_and_does_it_when_told_to(termi
     assert forced.code == 0, forced
     assert "node-b alone has everything.\n" in forced.out
     assert re.search(r"Group rg-b is served by node-a now\. Clients were held until \d+ ms after it was", forced.out)
-    assert forced.out.splitlines()[-1].startswith("The data has a new lineage: make the copy on node-b blank before")
+    assert (
+        "The data has a new lineage. When node-b is back, on node-b: stortrends-ha group diff rg-b, and" in forced.out
+    )
+    assert forced.out.splitlines()[-1].startswith("stortrends-ha group resolve rg-b --keep node-a: what differs there")
 
 
 def test_where_the_operator_is_the_arbiter_an_owner_that_lost_its_peer_goes_on_by_the_override(

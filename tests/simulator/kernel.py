@@ -10,6 +10,7 @@ import os
 import select
 import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -46,8 +47,8 @@ class File:
 class Os:
     """Of ``os``, what a volume needs."""
 
-    SEEK_DATA, SEEK_HOLE, RWF_NOWAIT, POSIX_FADV_WILLNEED = (
-        os.SEEK_DATA, os.SEEK_HOLE, os.RWF_NOWAIT, os.POSIX_FADV_WILLNEED
+    SEEK_DATA, SEEK_HOLE, RWF_NOWAIT, POSIX_FADV_WILLNEED, POSIX_FADV_DONTNEED = (
+        os.SEEK_DATA, os.SEEK_HOLE, os.RWF_NOWAIT, os.POSIX_FADV_WILLNEED, os.POSIX_FADV_DONTNEED
     )  # fmt: skip
     strerror = staticmethod(os.strerror)
 
@@ -71,6 +72,10 @@ class Os:
             raise BlockingIOError
         views[0][:] = file.disk.read(offset, len(views[0]))
         return len(views[0])
+
+    @staticmethod
+    def posix_fadvise(file: File, offset: int, length: int, advice: int) -> None:
+        """What is not stable stays in the cache, what is stable is read as before."""
 
     @staticmethod
     def fdatasync(file: File) -> None:
@@ -146,10 +151,23 @@ class MapOs:
         return file
 
     @staticmethod
-    def pread(file: MapFile, _length: int, offset: int) -> bytes:
-        """A page."""
+    def pread(file: MapFile, length: int, offset: int) -> bytes:
+        """Pages."""
         assert file.pages is not None
-        return file.pages.read(offset // PAGE_BYTES)
+        return b"".join(map(file.pages.read, range(offset // PAGE_BYTES, (offset + length) // PAGE_BYTES)))
+
+    @staticmethod
+    def pwritev(file: MapFile, buffers: list[bytes], offset: int) -> int:
+        """Pages."""
+        return sum(MapOs.pwrite(file, page, offset + number * PAGE_BYTES) for number, page in enumerate(buffers))
+
+    @staticmethod
+    def posix_fallocate(file: MapFile, _offset: int, length: int) -> None:
+        """The file is at least that long."""
+        assert file.pages is not None
+        file.check()
+        file.pages.extend(length // PAGE_BYTES)
+        file.process.point()
 
     @staticmethod
     def pwrite(file: MapFile, data: bytes, offset: int) -> int:
@@ -242,6 +260,10 @@ class NoThreads:
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
+
+    def submit(self, func: Callable[..., Any], *args: Any) -> None:
+        """Nobody waits for its result."""
+        running().loop.run_in_executor(self, func, *args)
 
     def silent_s(self) -> float:
         """No disk hangs."""

@@ -55,6 +55,11 @@ class MapPages:
         self.pages.setdefault(number, Page()).versions.append((content, True))
         self.changed()
 
+    def extend(self, length: int) -> None:
+        """It has at least so many pages."""
+        for number in range(length):
+            self.pages.setdefault(number, Page())
+
     def truncate(self) -> None:
         """All of it becomes a hole."""
         for number in self.pages:

@@ -31,7 +31,7 @@ from stortrends_ha.dataplane import (
 )  # fmt: skip
 from stortrends_ha.protocol import nbd_transmission
 from stortrends_ha.record import Record
-from stortrends_ha.replication import differences, ordering, primary, resync, secondary, stream
+from stortrends_ha.replication import differences, ordering, primary, resync, secondary, stream, verify
 from stortrends_ha.replication.session import Plan
 from stortrends_ha.storage import backing, map_file, state
 
@@ -64,7 +64,8 @@ BOUNDS = {
     "_BLOCKS": REGION_BLOCKS,
 }
 _BOUNDED = (
-    differences, link_socket, nbd_transmission, ordering, owner, primary, replica, resync, secondary, stream, throttle
+    differences, link_socket, nbd_transmission, ordering, owner, primary, replica, resync, secondary, stream, throttle,
+    verify,
 )  # fmt: skip
 
 
@@ -214,6 +215,7 @@ _REPLACED: list[tuple[Any, str, Any]] = [
     (replica, "DiskThreads", kernel.NoThreads),
     (replica, "StateFile", StateFile),
     (replica, "ThreadPoolExecutor", kernel.NoThreads),
+    (replica, "time", SimpleNamespace(strftime=lambda _: "some day")),
     (replica, "uuid", SimpleNamespace(uuid4=kernel.new_lineage)),
     (owner_link, "uuid", SimpleNamespace(uuid4=kernel.new_filling)),
     (state, "BOOT_ID", _BootId),

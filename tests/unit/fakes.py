@@ -46,6 +46,7 @@ class MemoryStore:
         self.applied: list[tuple[int, int, int]] = []
         self.stable = bytes(size_bytes)  # what a loss of power would leave
         self.flushes: list[tuple[bytes, Callable[[], None]]] = []
+        self.renewed: list[tuple[int, int]] = []
         self.flush_at_once = False
         self.broken = False
 
@@ -65,6 +66,11 @@ class MemoryStore:
         self._check()
         assert 0 <= offset <= offset + length <= self.size_bytes
         return self.data[offset : offset + length]
+
+    def renew(self, offset: int, length: int) -> None:
+        """See ``Store``."""
+        assert 0 <= offset < offset + length <= self.size_bytes
+        self.renewed.append((offset, length))
 
     def extent(self, offset: int) -> tuple[bool, int]:
         """See ``Store``: whole pieces of zeroes are holes."""

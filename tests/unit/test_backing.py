@@ -264,7 +264,7 @@ def test_what_is_not_in_the_cache_is_read_from_the_disk(file: Path, opened: Open
     backing = opened(file)
     write(backing, 0, b"x" * SIZE)
     backing.flush_now()
-    os.posix_fadvise(backing.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    backing.forget_cache()
     assert not backing.read_into(memoryview(bytearray(SIZE)), 0)
     backing.prefetch(0, SIZE)
     assert backing.read(0, SIZE) == b"x" * SIZE

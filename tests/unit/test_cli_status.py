@@ -50,6 +50,7 @@ def status(node: str = "node-a", **changes: Any) -> dict[str, Any]:
             "peer_version": "0.1.0",
         },
         "resync": None,
+        "verify": {"running": None, "last": None, "volumes": {}},
         "volumes": {
             "vm-a": {
                 "uri": "nbd://192.168.100.11:10809/vm-a",
@@ -143,6 +144,19 @@ def test_a_refused_link_and_a_resync_are_said_in_words(capsys: pytest.CaptureFix
     assert "The resync of rg-a: the link is full.\n" in text
     assert "rg-a node-b █████░░░░░░░░░░░░░░░ 25% 256 MiB of 1 GiB 96 MiB/s 8 s" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_verify_has_a_bar_and_what_was_found_stays_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    known = {"verified_s": None, "differing_bytes": 5 << 16, "ranges": [[at << 20, 1 << 16] for at in range(5)]}
+    running = RESYNC | {"run": "1f", "repair": False, "source": "", "found_bytes": 0}
+    verify = {"running": running, "last": None, "volumes": {"vm-a": known}}
+    text = page(capsys, status(verify=verify))
+    assert "Verifies " in text
+    assert "256 MiB of 1 GiB" in text
+    assert "The verify of rg-a: the link is full." in text
+    told = "64 KiB at byte 0, 64 KiB at byte 1048576, 64 KiB at byte 2097152, and more"
+    assert f"Warning: 320 KiB of vm-a differ between the nodes ({told})." in " ".join(text.split())
+    assert "--repair --from NODE" in " ".join(text.split())
 
 
 def test_a_resync_that_does_not_go_on_has_no_end_in_sight_and_is_not_all_done(

@@ -9,7 +9,7 @@ from fakes import frames_of
 from stortrends_ha.errors import ProtocolError
 from stortrends_ha.limits import LINK_FRAME_BYTES
 from stortrends_ha.protocol import link as wire
-from stortrends_ha.protocol.link import Frame, Kind
+from stortrends_ha.protocol.link import Frame, Kind, Verdict
 
 EPOCH = 7
 
@@ -53,7 +53,7 @@ def test_changes_are_known_by_their_header_alone() -> None:
     assert parse(header) == (Kind.CHANGES, 3, 42, 1 << 20, b"")
 
 
-@pytest.mark.parametrize("kind", [0, 17, 99, 255])
+@pytest.mark.parametrize("kind", [0, 18, 99, 255])
 def test_unknown_kind_is_refused(kind: int) -> None:
     with pytest.raises(ProtocolError, match=f"unknown kind {kind}"):
         parse(raw(kind))
@@ -98,13 +98,25 @@ def test_payload_that_is_no_object_is_refused(payload: bytes) -> None:
 
 
 def test_compare_and_result_come_back_as_they_were_made() -> None:
+    [ask] = frames_of(wire.encode_ask(EPOCH, 3, 2**63, 2**40))
+    assert (ask.kind, ask.volume, wire.decode_ask(ask.payload)) == (Kind.ASK, 3, (2**63, 2**40))
+    for digests in (b"", bytes(range(64))):
+        [answer] = frames_of(wire.encode_digests(EPOCH, 3, 2**63, 2**40, digests))
+        assert (answer.kind, answer.volume) == (Kind.DIGESTS, 3)
+        assert wire.decode_digests(answer.payload) == (2**63, 2**40, digests)
     [compare] = frames_of(wire.encode_compare(EPOCH, 3, 2**63, 2**32 - 1, bytes(range(32))))
     assert (compare.kind, compare.volume) == (Kind.COMPARE, 3)
     assert wire.decode_compare(compare.payload) == (2**63, 2**32 - 1, bytes(range(32)))
-    for equal in (True, False):
-        [result] = frames_of(wire.encode_result(EPOCH, 3, 512, 4096, equal))
+    for verdict in Verdict:
+        [result] = frames_of(wire.encode_result(EPOCH, 3, 512, 4096, verdict))
         assert (result.kind, result.volume) == (Kind.RESULT, 3)
-        assert wire.decode_result(result.payload) == (512, 4096, equal)
+        assert wire.decode_result(result.payload) == (512, 4096, verdict)
+
+
+def test_result_with_an_unknown_verdict_is_refused() -> None:
+    [result] = frames_of(wire.encode_result(EPOCH, 0, 0, 4096, 3))
+    with pytest.raises(ProtocolError, match="unknown verdict 3"):
+        wire.decode_result(result.payload)
 
 
 def test_connections_of_clients_come_back_and_of_too_many_as_many_as_a_frame_holds() -> None:
@@ -164,3 +176,11 @@ def test_compare_and_result_of_the_wrong_length_are_refused(length: int) -> None
 def test_objects_are_readable_by_any_json_parser() -> None:
     data = wire.encode_object(Kind.FAILED, EPOCH, {"reason": "x"})
     assert json.loads(data[24:]) == {"reason": "x"}
+
+
+@pytest.mark.parametrize("length", [0, 15, 17, 24])
+def test_questions_and_digests_of_a_wrong_length_are_refused(length: int) -> None:
+    with pytest.raises(ProtocolError):
+        wire.decode_ask(bytes(length))
+    with pytest.raises(ProtocolError):
+        wire.decode_digests(bytes(length))

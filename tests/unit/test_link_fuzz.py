@@ -77,12 +77,17 @@ def valid_changes(volume: int) -> st.SearchStrategy[Step]:
 def valid_steps(volume: int) -> st.SearchStrategy[Step]:
     digest = hashlib.sha256(bytes(64)).digest()
     compare = wire.encode_compare(EPOCH, 0, 0, 64, digest)[wire.HEADER.size :]
+    hole = wire.encode_compare(EPOCH, 0, 0, 64, wire.HOLE)[wire.HEADER.size :]
     return st.one_of(
         valid_changes(volume),
         valid_changes(volume),
         st.builds(lambda seq: Step(Kind.FLUSH, volume, seq=seq), st.integers(0, 99)),
         st.builds(lambda seq: Step(Kind.PING, 0, seq=seq), st.integers(0, 2**64 - 1)),
-        st.just(Step(Kind.COMPARE, volume, compare)),
+        st.builds(
+            lambda content, purpose: Step(Kind.COMPARE, volume, content, seq=purpose),
+            st.sampled_from([compare, hole]),
+            st.integers(0, 3),
+        ),
         st.just(Step(Kind.SYNCED, 0)),
     )
 
@@ -306,11 +311,11 @@ def owner() -> tuple[Primary, MemoryLink, list[StorageError]]:
 
 
 results = st.builds(
-    lambda volume, offset, length, equal: wire.encode_result(EPOCH, volume, offset, length, equal),
+    lambda volume, offset, length, verdict: wire.encode_result(EPOCH, volume, offset, length, verdict),
     st.sampled_from([0, 1, 2, 65535]),
     st.one_of(st.just(0), st.integers(0, 5000), st.integers(0, 2**64 - 1)),
     st.one_of(st.sampled_from(SIZES), st.integers(0, 5000)),
-    st.booleans(),
+    st.integers(0, 3),
 )
 regions = st.builds(
     lambda volume, seq, ranges: wire.frame(

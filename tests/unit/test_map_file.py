@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import resource
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -82,6 +83,51 @@ def test_page_that_is_written_again_is_as_written_last(path: Path) -> None:
     assert reopened(path) == {6}
 
 
+def test_page_that_was_emptied_is_zeroes(path: Path) -> None:
+    save(path, 5, PAGE_BLOCKS)
+    file = MapFile(path, "volume vm-a", BLOCKS, 65536)
+    map_ = file.open(expected=True)
+    assert map_ is not None
+    map_.discard(5)
+    file.write(map_.pages_to_save(), durable=True)
+    file.close()
+    assert not any(path.read_bytes()[PAGE : 2 * PAGE])
+    assert reopened(path) == {PAGE_BLOCKS}
+
+
+@pytest.mark.parametrize("blocks", [1, PAGE_BLOCKS, 300 * PAGE_BLOCKS, 600 * PAGE_BLOCKS + 1])
+def test_runs_of_pages_are_written_and_read_together(path: Path, blocks: int) -> None:
+    file = MapFile(path, "volume vm-a", blocks, 65536)
+    map_ = file.open(expected=False)
+    assert map_ is not None
+    for page in (*range(290), *range(400, 410, 3), 600):
+        map_.add(page * PAGE_BLOCKS + page, page * PAGE_BLOCKS + page)
+    file.write(map_.pages_to_save(), durable=True)
+    file.close()
+    assert reopened(path, blocks=blocks) == set(map_)
+
+
+def test_space_of_a_file_is_reserved_when_it_is_opened(path: Path) -> None:
+    assert reopened(path, expected=False) == set()
+    assert path.stat().st_size == 4 * PAGE
+    assert path.stat().st_blocks * 512 >= 4 * PAGE
+    path.write_bytes(path.read_bytes()[:PAGE])
+    os.truncate(path, 4 * PAGE)  # as a copy may leave it
+    assert path.stat().st_blocks * 512 < 4 * PAGE
+    assert reopened(path) == set()
+    assert path.stat().st_blocks * 512 >= 4 * PAGE
+
+
+def test_file_that_cannot_be_reserved_is_said(path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * PAGE, before[1]))
+    try:
+        with pytest.raises(StorageError, match=rf"volume vm-a: cannot reserve 16384 bytes for {path}: File too large"):
+            reopened(path, expected=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def test_durable_write_is_stable_when_it_returns(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = MapFile(path, "volume vm-a", BLOCKS, 65536)
     file.open(expected=False)
@@ -96,12 +142,12 @@ def test_durable_write_is_stable_when_it_returns(path: Path, monkeypatch: pytest
 
         return call
 
-    for name in ("pwrite", "fdatasync"):
+    for name in ("pwritev", "fdatasync"):
         monkeypatch.setattr(os, name, watched(name))
     file.write({0: bytes(PAGE_BYTES), 1: bytes(PAGE_BYTES)}, durable=False)
-    assert seen == ["pwrite", "pwrite"]
+    assert seen == ["pwritev"]
     file.write({0: bytes(PAGE_BYTES)}, durable=True)
-    assert seen[2:] == ["pwrite", "fdatasync"]
+    assert seen[1:] == ["pwritev", "fdatasync"]
     file.close()
 
 
@@ -149,7 +195,7 @@ def test_page_that_was_cut_in_two_by_a_loss_of_power_has_all_its_blocks(path: Pa
 def test_page_of_another_place_has_all_its_blocks(path: Path) -> None:
     save(path, 5, PAGE_BLOCKS + 1)
     data = path.read_bytes()
-    path.write_bytes(data[:PAGE] + data[2 * PAGE : 3 * PAGE] + data[PAGE : 2 * PAGE])
+    path.write_bytes(data[:PAGE] + data[2 * PAGE : 3 * PAGE] + data[PAGE : 2 * PAGE] + data[3 * PAGE :])
     assert reopened(path) == blocks_of_page(0) | blocks_of_page(1)
 
 
@@ -175,10 +221,17 @@ def test_file_that_is_cut_in_its_header_is_lost(path: Path, length: int) -> None
 
 
 @pytest.mark.parametrize("length", [PAGE + 40, 2 * PAGE - 1])
-def test_page_that_is_cut_off_has_all_its_blocks(path: Path, length: int) -> None:
+def test_pages_that_are_cut_off_have_all_their_blocks_from_then_on(path: Path, length: int) -> None:
     save(path, *range(0, PAGE_BLOCKS, 5))
     os.truncate(path, length)
-    assert reopened(path) == blocks_of_page(0)
+    for _ in range(2):
+        assert reopened(path) == set(range(BLOCKS))
+
+
+def test_pages_that_are_cut_off_as_a_whole_are_not_taken_for_empty(path: Path) -> None:
+    save(path, 5, PAGE_BLOCKS + 1)
+    os.truncate(path, 2 * PAGE)
+    assert reopened(path) == {5} | blocks_of_page(1) | blocks_of_page(2)
 
 
 def spoil(path: Path, how: str) -> None:
@@ -218,7 +271,8 @@ def test_what_was_lost_is_everything_at_the_next_start_too(path: Path) -> None:
 
 def test_lost_file_is_lost_until_its_replacement_has_everything(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed before any of the calls that make it."""
-    real: dict[str, Any] = {name: getattr(os, name) for name in ("open", "ftruncate", "pwrite", "fdatasync", "fsync")}
+    names = ("open", "ftruncate", "pwrite", "pwritev", "posix_fallocate", "fdatasync", "fsync")
+    real: dict[str, Any] = {name: getattr(os, name) for name in names}
     for killed_at in range(30):
         spoil(path, "noise")
         calls = iter(range(killed_at))

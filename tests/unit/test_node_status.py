@@ -162,11 +162,10 @@ def full(cluster: Cluster) -> View:
     """A view from which every metric has a value."""
     status = reported(cluster)
     link = with_link(status, state="connected", round_trip_ms=0.25)
-    return view(
-        reported(
-            cluster, link=link, resync={"done_bytes": 1, "total_bytes": 2, "copied_bytes": 1, "rate": 0.5, "why": ""}
-        )
-    )
+    progress = {"done_bytes": 1, "total_bytes": 2, "copied_bytes": 1, "rate": 0.5, "why": ""}
+    known = {"vm-a": {"verified_s": 1.7e9, "differing_bytes": 0, "ranges": []}}
+    verify = {"running": {**progress, "run": "1f"}, "last": None, "volumes": known}
+    return view(reported(cluster, link=link, resync=progress, verify=verify))
 
 
 def test_the_document_describes_every_metric_and_no_other(cluster: Cluster) -> None:

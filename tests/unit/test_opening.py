@@ -21,7 +21,7 @@ ALONE = Record(5, "node-a", ("node-a",))
 OWNER = Hello(
     cluster="demo", group="rg-a", node="node-a", peer="node-b", protocols=(1, 1), software="0.1.0", record=BOTH,
     volumes=(("vm-a", 4096),), lineage="abc", blank=False, lost_cache=False, needs_sync=False, differs=False,
-    unknown=False, filling="", behind=False,
+    unknown=False, filling="", gives_up="", behind=False, inspects=False,
 )  # fmt: skip
 SECONDARY = replace(OWNER, node="node-b", peer="node-a")
 
@@ -34,6 +34,7 @@ class Side:
     log: list[str] = field(default_factory=list)
     why_not: str = ""
     disk_is_full: bool = False
+    owner: Hello | None = None
 
     def hello(self) -> Hello:
         return self.said
@@ -46,6 +47,9 @@ class Side:
 
     def new_filling(self) -> str:
         return "f1"
+
+    def met(self, owner: Hello) -> None:
+        self.owner = owner
 
     def begin(self, lineage: str, plan: Plan, fill: str) -> None:
         if self.disk_is_full:
@@ -155,6 +159,71 @@ def test_owner_of_a_secondary_that_needs_a_sync_and_is_in_sync_by_the_record_is_
     assert "host of node-b restarted" in str(opened)
     assert str(joined) == str(opened)
     assert log == ["owner: HELLO", "secondary: HELLO", "owner: REFUSE"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"lineage": "", "blank": True}, {"gives_up": "abc", "needs_sync": True}], ids=str
+)  # fmt: skip
+def test_what_was_given_up_for_this_owner_is_filled_and_for_another_is_not(change: dict[str, Any]) -> None:
+    owner, secondary = Side(replace(OWNER, record=ALONE)), Side(replace(SECONDARY, record=ALONE, **change))
+    assert negotiate(owner, secondary)[2][-1] == "durable: abc, sync f1"
+    secondary.said = replace(secondary.said, lineage="def", blank=False, gives_up="ghi")
+    opened, _, log = negotiate(owner, secondary)
+    assert "no common history" in str(opened)
+    assert log[-1] == "owner: REFUSE"
+
+
+# --- Without a session --------------------------------------------------------------------------
+
+
+def test_secondary_without_a_common_history_may_compare_and_nothing_becomes_durable() -> None:
+    owner = Side(replace(OWNER, record=ALONE))
+    secondary = Side(replace(SECONDARY, record=ALONE, lineage="def", inspects=True))
+    opened, joined, log = negotiate(owner, secondary)
+    assert opened == opening.Inspected(secondary.said)
+    assert joined == opening.Inspected(owner.said)
+    assert secondary.owner == owner.said
+    assert log == ["owner: HELLO", "secondary: HELLO", "owner: INSPECT"]
+
+
+@pytest.mark.parametrize(
+    ("own", "its", "refused"),
+    [
+        ({}, {"inspects": True}, ""),  # a common history: an ordinary session
+        ({}, {"inspects": True, "gives_up": "abc", "needs_sync": True, "lineage": "def"}, ""),  # that is over
+        ({}, {"lineage": "def"}, "no common history"),
+        ({}, {"inspects": True, "lineage": ""}, "unknown origin"),
+        ({"cluster": "other"}, {"inspects": True, "lineage": "def"}, "the cluster"),
+        ({"volumes": (("vm-a", 8192),)}, {"inspects": True, "lineage": "def"}, "volume vm-a has"),
+    ],
+)
+def test_only_replicas_of_this_group_without_a_common_history_are_compared(
+    own: dict[str, Any], its: dict[str, Any], refused: str
+) -> None:
+    owner, secondary = Side(replace(OWNER, record=ALONE, **own)), Side(replace(SECONDARY, record=ALONE, **its))
+    opened, joined, _ = negotiate(owner, secondary)
+    if refused:
+        assert isinstance(opened, SessionRefusedError)
+        assert refused in str(opened)
+    else:
+        assert isinstance(joined, Joined)
+
+
+def test_owner_that_lets_a_secondary_inspect_which_has_not_asked_breaks_the_protocol() -> None:
+    talk = opening.as_secondary(Side(SECONDARY))
+    hello = wire.encode_object(Kind.HELLO, 5, OWNER.encode())
+    inbox = bytearray(PREFACE + hello + wire.frame(Kind.INSPECT, 5))
+    step = next(talk)
+
+    def goes_on(step: int | bytes) -> int | bytes:
+        piece = bytes(inbox[:step]) if isinstance(step, int) else b""
+        del inbox[: len(piece)]
+        return talk.send(piece)
+
+    while inbox != wire.frame(Kind.INSPECT, 5) or not isinstance(step, int):
+        step = goes_on(step)
+    with pytest.raises(ProtocolError):
+        goes_on(step)
 
 
 def test_secondary_that_does_not_know_the_record_yet_refuses_for_the_moment() -> None:

@@ -285,7 +285,7 @@ class Owner:
         for at in range(0, SIZE, 1 << 18):
             self.write(at)
             self.store.end_flushes()
-        self.primary.resync_begun = self._begun
+        self.primary.job_begun = self._begun
 
     def write(self, at: int) -> None:
         stream = request(WRITE, 1, at, payload=b"x" * (1 << 18))
@@ -318,7 +318,7 @@ def test_a_resync_copies_no_more_than_one_piece_above_what_it_is_allowed() -> No
     owner = Owner()
     owner.begin()
     assert owner.copied(0) == owner.copied(-1) == 0
-    assert owner.primary.resync_waits == ""
+    assert owner.primary.job_waits == ""
     assert owner.copied(1) == WRITE_PIECE_BYTES
     assert owner.copied(3 * WRITE_PIECE_BYTES) == 3 * WRITE_PIECE_BYTES
     assert owner.copied(WRITE_PIECE_BYTES + 1) == 2 * WRITE_PIECE_BYTES
@@ -327,20 +327,20 @@ def test_a_resync_copies_no_more_than_one_piece_above_what_it_is_allowed() -> No
     assert owner.resync.done_bytes == owner.resync.total_bytes == SIZE
 
 
-def test_what_a_resync_waits_for_is_said() -> None:
+def test_what_a_job_waits_for_is_said() -> None:
     owner = Owner()
-    assert owner.primary.resync_waits == ""
+    assert owner.primary.job_waits == ""
     owner.begin()
     owner.link.backlog_bytes = LINK_BACKLOG_BYTES + 1
     assert owner.copied(UNLIMITED) == 0
-    assert owner.primary.resync_waits == "the link is full"
+    assert owner.primary.job_waits == "the link is full"
     owner.link.backlog_bytes = 0
     owner.copied(UNLIMITED)
-    assert owner.primary.resync_waits == "waiting until everything is flushed on both nodes"
+    assert owner.primary.job_waits == "waiting until everything is flushed on both nodes"
     comparing = Owner()
     comparing.begin(compare=True)
     assert comparing.copied(UNLIMITED) == 0
-    assert comparing.primary.resync_waits == "waiting for the secondary's comparisons"
+    assert comparing.primary.job_waits == "waiting for the secondary's comparisons"
 
 
 def test_what_differed_is_in_the_budget_too() -> None:

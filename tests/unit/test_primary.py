@@ -466,7 +466,7 @@ def test_result_that_comes_twice_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", sorted(set(Kind) - {Kind.ACK, Kind.FLUSHED, Kind.PONG, Kind.FAILED, Kind.RESULT, Kind.CHANGES})
+    "kind", sorted(set(Kind) - {Kind.ACK, Kind.FLUSHED, Kind.PONG, Kind.FAILED, Kind.RESULT, Kind.CHANGES, Kind.VERIFY})
 )
 def test_frames_that_a_secondary_does_not_send_are_refused(owner: Owner, kind: Kind) -> None:
     with pytest.raises(ProtocolError, match=f"an unexpected {kind.name} frame"):

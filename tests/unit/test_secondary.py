@@ -7,9 +7,9 @@ import pytest
 from fakes import FUA, NO_HOLE, TRIM, WRITE, WRITE_ZEROES, MemoryLink, MemoryStore, kinds, request
 
 from stortrends_ha.errors import ProtocolError, StorageError
-from stortrends_ha.limits import CHANGES_FRAME_BYTES, COMPARE_BLOCK_BYTES
+from stortrends_ha.limits import CHANGES_FRAME_BYTES, COMPARE_BLOCK_BYTES, HOLE_COMPARE_BYTES
 from stortrends_ha.protocol import link as wire
-from stortrends_ha.protocol.link import Kind
+from stortrends_ha.protocol.link import HOLE, Kind, Purpose, Verdict
 from stortrends_ha.protocol.nbd_transmission import OP_PUNCH, OP_WRITE, OP_ZERO
 from stortrends_ha.replication import secondary as secondary_module
 from stortrends_ha.replication.secondary import Secondary
@@ -25,7 +25,10 @@ class Session:
         self.stores = [MemoryStore(SIZE), MemoryStore(2 * SIZE)]
         self.link = MemoryLink()
         self.synced = 0
-        self.secondary = Secondary(self.stores, EPOCH, self.link, 10, self._synced)
+        self.verified: list[tuple[int, int, int, Verdict]] = []
+        self.secondary = Secondary(
+            self.stores, EPOCH, self.link, 10, self._synced, verified=lambda *outcome: self.verified.append(outcome)
+        )
         self.rest = b""
 
     def _synced(self) -> None:
@@ -226,11 +229,11 @@ def test_comparison_tells_whether_the_block_is_equal(session: Session, offset: i
     session.receive(changes(10, write(offset, b"data")))
     session.link.take()
     data = b"data" + bytes(4092)
-    for block, equal in ((data, True), (bytes(4096), False)):
+    for block, verdict in ((data, Verdict.EQUAL), (bytes(4096), Verdict.DIFFERS)):
         session.receive(wire.encode_compare(EPOCH, 0, offset, 4096, hashlib.sha256(block).digest()))
         [result] = session.link.frames()
         assert (result.kind, result.volume) == (Kind.RESULT, 0)
-        assert wire.decode_result(result.payload) == (offset, 4096, equal)
+        assert wire.decode_result(result.payload) == (offset, 4096, verdict)
 
 
 def test_comparison_sees_what_came_before_it_in_the_stream_and_not_what_comes_after(session: Session) -> None:
@@ -244,14 +247,50 @@ def test_comparison_sees_what_came_before_it_in_the_stream_and_not_what_comes_af
         + compare
     )
     results = [wire.decode_result(frame.payload)[2] for frame in session.link.frames() if frame.kind == Kind.RESULT]
-    assert results == [False, True, False]
+    assert results == [Verdict.DIFFERS, Verdict.EQUAL, Verdict.DIFFERS]
 
 
 @pytest.mark.parametrize(
     ("offset", "length"), [(0, 0), (0, COMPARE_BLOCK_BYTES + 1), (SIZE, 1), (SIZE - 1, 2), (2**64 - 1, 2)]
 )
 def test_comparison_outside_the_volume_or_too_long_is_refused(session: Session, offset: int, length: int) -> None:
-    session.refuses(wire.encode_compare(EPOCH, 0, offset, length, bytes(32)), f"a comparison of {length} bytes")
+    session.refuses(wire.encode_compare(EPOCH, 0, offset, length, b"d" * 32), f"a comparison of {length} bytes")
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, HOLE_COMPARE_BYTES + 1), (SIZE, 1), (2**64 - 1, 2)])
+def test_question_for_a_hole_outside_the_volume_or_too_long_is_refused(
+    session: Session, offset: int, length: int
+) -> None:
+    session.refuses(wire.encode_compare(EPOCH, 0, offset, length, HOLE), f"a comparison of {length} bytes")
+
+
+def test_a_hole_is_told_without_reading_it_and_nothing_else_is_taken_for_one(session: Session) -> None:
+    session.receive(changes(10, write(8192, b"data")))
+    session.link.take()
+    for offset, length, verdict in ((0, 8192, Verdict.EQUAL), (0, 8193, Verdict.DIFFERS), (12288, 4096, Verdict.EQUAL)):
+        session.receive(wire.encode_compare(EPOCH, 0, offset, length, HOLE, Purpose.VERIFY))
+        [result] = session.link.frames()
+        assert wire.decode_result(result.payload) == (offset, length, verdict)
+
+
+@pytest.mark.parametrize("purpose", Purpose)
+def test_what_cannot_be_read_is_a_failure_unless_it_will_be_repaired(session: Session, purpose: Purpose) -> None:
+    session.stores[0].broken = True
+    compare = wire.encode_compare(EPOCH, 0, 0, 4096, bytes([1]) * 32, purpose)
+    if purpose is not Purpose.REPAIR:
+        with pytest.raises(StorageError):
+            session.receive(compare)
+        assert session.link.take() == b""
+        return
+    session.receive(compare)
+    [result] = session.link.frames()
+    assert wire.decode_result(result.payload) == (0, 4096, Verdict.UNREADABLE)
+
+
+def test_outcomes_of_a_verify_are_told_and_those_of_a_sync_are_not(session: Session) -> None:
+    for purpose in Purpose:
+        session.receive(wire.encode_compare(EPOCH, 1, 4096, 4096, hashlib.sha256(bytes(4096)).digest(), purpose))
+    assert session.verified == [(1, 4096, 4096, Verdict.EQUAL)] * 2
 
 
 def test_malformed_comparison_is_refused(session: Session) -> None:
@@ -296,7 +335,8 @@ def test_ping_is_answered_with_its_number(session: Session) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", sorted(set(Kind) - {Kind.CHANGES, Kind.FLUSH, Kind.COMPARE, Kind.SYNCED, Kind.PING, Kind.CLIENTS})
+    "kind",
+    sorted(set(Kind) - {Kind.CHANGES, Kind.FLUSH, Kind.COMPARE, Kind.SYNCED, Kind.PING, Kind.CLIENTS, Kind.VERIFY}),
 )
 def test_frames_that_an_owner_does_not_send_are_refused(session: Session, kind: Kind) -> None:
     session.refuses(wire.frame(kind, EPOCH), f"an unexpected {kind.name} frame")

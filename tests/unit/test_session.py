@@ -43,7 +43,9 @@ OWNER = Hello(
     differs=False,
     unknown=False,
     filling="",
+    gives_up="",
     behind=False,
+    inspects=False,
 )
 SECONDARY = replace(OWNER, node="node-b", peer="node-a")
 
@@ -55,6 +57,7 @@ flags = st.booleans()
 hellos = st.builds(
     Hello,
     cluster=names, group=names, node=names, peer=names, software=names, lineage=names, filling=names,
+    gives_up=names,
     protocols=st.tuples(st.integers(), st.integers()),
     record=st.builds(
         lambda epoch, in_sync: Record(epoch, in_sync[0], tuple(sorted(in_sync))),
@@ -301,6 +304,15 @@ SAME = OWNER.lineage
         ({"record": ALONE, "lineage": "", "blank": True}, "any", Plan.SYNC, "f", True),
         ({"record": ALONE, "lineage": "", "blank": True}, "any", Plan.SYNC, "", False),
         ({"record": ALONE, "lineage": "", "blank": False}, "any", Plan.SYNC, "f", False),
+        ({"gives_up": SAME}, SAME, Plan.RESUME, "", False),
+        ({"gives_up": SAME}, SAME, Plan.RECONCILE, "", False),
+        ({"gives_up": "another"}, "another", Plan.SYNC, "f", False),  # rule 9: the record has it in sync
+        ({"record": ALONE, "gives_up": "another"}, "another", Plan.SYNC, "f", True),
+        ({"record": ALONE, "gives_up": "another"}, "another", Plan.SYNC, "", False),
+        ({"record": ALONE, "gives_up": "another"}, "a third", Plan.SYNC, "f", False),
+        ({"record": ALONE, "gives_up": "another"}, SAME, Plan.SYNC, "", False),
+        ({"record": ALONE, "lineage": "", "gives_up": "another"}, "another", Plan.SYNC, "f", True),
+        ({"record": ALONE, "lineage": "", "gives_up": "another"}, "a third", Plan.SYNC, "f", False),
     ],
 )
 def test_secondary_decides_for_itself_what_it_may_follow(
@@ -316,7 +328,7 @@ def expected_plan(owner: Hello, secondary: Hello) -> Plan:
     """The safety rules, in their own order: first what forbids a session, then what asks for a copy."""
     unrelated = bool(secondary.lineage) and secondary.lineage != owner.lineage
     unknown_data = not secondary.lineage and not secondary.blank
-    if unrelated or unknown_data:  # rule 10
+    if (unrelated or unknown_data) and secondary.gives_up != owner.lineage:  # rule 10
         return Plan.HOLD
     if owner.needs_sync or owner.lost_cache:  # rules 9 and 3
         return Plan.HOLD
@@ -329,7 +341,8 @@ def expected_plan(owner: Hello, secondary: Hello) -> Plan:
 
 def may_lack_answered_writes(owner: Hello, secondary: Hello) -> bool:
     recorded = secondary.node in owner.record.in_sync
-    return not (recorded and secondary.lineage) or secondary.lost_cache or secondary.needs_sync or owner.behind
+    has_data = bool(secondary.lineage) and not secondary.gives_up
+    return not (recorded and has_data) or secondary.lost_cache or secondary.needs_sync or owner.behind
 
 
 def said_of(names: Sequence[str], values: Sequence[object]) -> dict[str, Any]:
@@ -340,7 +353,7 @@ def pairs(record: Record) -> Iterator[tuple[Hello, Hello]]:
     """An owner and a secondary with this record, in every combination of what they may say."""
     lineages = [("", False), ("", True), (SAME, False), ("another", False)]
     own = ("lost_cache", "needs_sync", "differs", "unknown", "behind", "filling")
-    its = ("lost_cache", "needs_sync", "differs", "unknown", "filling")
+    its = ("lost_cache", "needs_sync", "differs", "unknown", "filling", "gives_up")
     fillings = ("", "one", "two")
     owners = [
         replace(OWNER, record=record, **said_of(own, said))
@@ -349,7 +362,7 @@ def pairs(record: Record) -> Iterator[tuple[Hello, Hello]]:
     secondaries = [
         replace(SECONDARY, record=record, lineage=lineage, blank=blank, **said_of(its, said))
         for lineage, blank in lineages
-        for said in itertools.product(*[(False, True)] * 4, fillings)
+        for said in itertools.product(*[(False, True)] * 4, fillings, ("", SAME, "another"))
     ]
     return itertools.product(owners, secondaries)
 
@@ -384,7 +397,8 @@ def test_no_plan_overwrites_who_is_in_sync_or_leaves_out_what_the_secondary_lack
                 assert secondary.lineage == owner.lineage
                 assert not secondary.unknown
             if both:  # rule 10
-                assert secondary.lineage == owner.lineage or (not secondary.lineage and secondary.blank)
+                blank, given_up = not secondary.lineage and secondary.blank, secondary.gives_up == owner.lineage
+                assert secondary.lineage == owner.lineage or (fill and (blank or given_up))
 
 
 def test_record_that_has_the_secondary_not_in_sync_and_the_owner_not_alone_is_unfit() -> None:
