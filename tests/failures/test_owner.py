@@ -27,7 +27,7 @@ LONGEST_STOP_S = 10.0
 def assert_is_at(cluster: Cluster, node: Node) -> None:
     """The group is served there, and the client's machine knows: without waiting for anything to expire."""
     assert cluster.client.neighbour(FLOATING) == node.machine.mac
-    assert node.group()["serving"]
+    node.wait_serving()
 
 
 @contextmanager
@@ -113,8 +113,7 @@ def test_it_is_cut_from_everything(cluster: Cluster, way: str) -> None:
             else:
                 owner.machine.interfaces_down([LAN, LINK])
         assert_is_at(cluster, secondary)
-        old.ask_read()
-        old.ask_write(2, beside=MIB)
+        old.ask_both(2, beside=MIB)
         wait_for("it has let go of the address", lambda: not owner.machine.has_address(FLOATING))
         owner.wait_held(f"{secondary.name} has not been heard")
         assert not old.has_answer()
@@ -171,19 +170,23 @@ class OldClient:
             data += piece
         return data
 
-    def ask_read(self) -> None:
-        self._socket.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, 1, self._offset, BLOCK_BYTES))
+    def _read(self) -> bytes:
+        return struct.pack(">IHHQQI", 0x25609513, 0, 0, 1, self._offset, BLOCK_BYTES)
 
-    def ask_write(self, byte: int, beside: int = 0) -> None:
-        data, offset = bytes([byte]) * BLOCK_BYTES, self._offset + beside
-        self._socket.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 1, 2, offset, BLOCK_BYTES) + data)
+    def _write(self, byte: int, offset: int) -> bytes:
+        return struct.pack(">IHHQQI", 0x25609513, 0, 1, 2, offset, BLOCK_BYTES) + bytes([byte]) * BLOCK_BYTES
+
+    def ask_both(self, byte: int, beside: int) -> None:
+        """A read, and a write so far away that the read need not wait for it; at once, as a node that holds an answer
+        takes nothing more."""
+        self._socket.sendall(self._read() + self._write(byte, self._offset + beside))
 
     def write(self, byte: int) -> None:
-        self.ask_write(byte)
+        self._socket.sendall(self._write(byte, self._offset))
         assert struct.unpack(">IIQ", self._exactly(16)) == (0x67446698, 0, 2)
 
     def read(self) -> bytes:
-        self.ask_read()
+        self._socket.sendall(self._read())
         assert struct.unpack(">IIQ", self._exactly(16)) == (0x67446698, 0, 1)
         return self._exactly(BLOCK_BYTES)
 
@@ -246,8 +249,7 @@ def stop_and_continue(cluster: Cluster, pids: list[int], for_s: float, *others: 
         secondary.wait_serving()
         with old_client(cluster, secondary) as new:
             new.write(2)
-            old.ask_read()
-            old.ask_write(3, beside=MIB)  # far away, as a read of the same place waits for it
+            old.ask_both(3, beside=MIB)
             time.sleep(for_s)  # that is what happens, and not to wait for something
             with clients.event():
                 owner.signal(signal.SIGCONT, data_processes)  # so they have no word from their supervisor yet

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def test_owner_killed_in_the_middle_of_a_comparison_does_not_end_it(diverged: Cl
     pid = diverged.secondary.data_pid
     command = [*("group", "diff", GROUP, "--json")]
     watching = subprocess.Popen(
-        ["python", "-m", "stortrends_ha", *command, "--config", str(diverged.owner.config)],
+        [sys.executable, "-m", "stortrends_ha", *command, "--config", str(diverged.owner.config)],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     diverged.owner.wait("waits", lambda group: group["comparison"] and group["comparison"]["state"] != "done")
