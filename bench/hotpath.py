@@ -95,7 +95,8 @@ def profile(batch: int) -> list[float]:
     requests = [nbd.REQUEST.pack(nbd.PLAIN_WRITE, bytes(8), at * 65536, BLOCK_BYTES) for at in range(batch)]
     view = memoryview(bytearray(b"".join(request + bytes(BLOCK_BYTES) for request in requests)))
     decoder, client, link, back = Decoder(Geometry(VOLUME_BYTES)), NoClient(), NoNetwork(), NoNetwork()
-    log = Differences(VOLUME_BYTES, BlockMap(VOLUME_BYTES >> 22), BlockMap(VOLUME_BYTES >> 16), NoFile(), NoFile())
+    maps = BlockMap(VOLUME_BYTES >> 22), BlockMap(VOLUME_BYTES >> 16)
+    log = Differences(VOLUME_BYTES, 1 << 16, *maps, NoFile(), NoFile())
     primary = Primary([NoDisk()], [log], 1, alone=False, window_changes=65536, window_bytes=1 << 26, failed=_never)
     primary.open_session(link, Plan.RESUME)
     secondary = Secondary([NoDisk()], 1, back, 1, lambda: None)

@@ -69,6 +69,8 @@ ORDER_REGIONS_PER_CHANGE = 64
 # --- Resync -----------------------------------------------------------------------------------
 
 COMPARE_BLOCK_BYTES = 512 * KIB
+# A verify, and a comparison of diverged copies, finds, tells, repairs and keeps what differs in blocks of this size.
+COMPARE_GRAIN_BYTES = 64 * KIB
 # Comparisons under way at one time.
 COMPARE_BLOCKS_IN_FLIGHT = 16
 # What is done of a resync between two flushes; what is not flushed is done again if the resync is interrupted.
@@ -104,8 +106,6 @@ INTENT_REGION_BYTES = 4 * MIB
 INTENT_REGIONS = 65536
 # Logged at once with a region that follows one which is being written.
 INTENT_AHEAD = 8
-# Blocks of the dirty map: what one small write while the peer is away costs in a resync.
-DIRTY_BLOCK_BYTES = 64 * KIB
 # Between two checkpoints.
 CHECKPOINT_S = 5.0
 # A region that was written since so many checkpoints, a minute, stays in the log: most will be written again, and to
@@ -145,10 +145,9 @@ assert WRITE_WHOLE_BYTES % WRITE_PIECE_BYTES == 0
 assert CHANGES_FRAME_BYTES + LINK_FRAME_BYTES <= LINK_BUFFER_BYTES
 assert COMPARE_BLOCK_BYTES <= INPUT_BUFFER_BYTES
 assert ABUSIVE_PAYLOAD_BYTES >= INPUT_BUFFER_BYTES
-assert COMPARE_BLOCK_BYTES % DIRTY_BLOCK_BYTES == 0
-assert INSPECT_PIECE_BYTES % DIRTY_BLOCK_BYTES == 0
-assert INSPECT_PIECE_BYTES // DIRTY_BLOCK_BYTES * 32 + 16 <= LINK_FRAME_BYTES
+assert COMPARE_BLOCK_BYTES % COMPARE_GRAIN_BYTES == 0
+assert INSPECT_PIECE_BYTES % COMPARE_GRAIN_BYTES == 0
+assert INSPECT_PIECE_BYTES // COMPARE_GRAIN_BYTES * 32 + 16 <= LINK_FRAME_BYTES
 assert INTENT_REGION_BYTES % COMPARE_BLOCK_BYTES == 0
 assert HOLE_COMPARE_BYTES % COMPARE_BLOCK_BYTES == 0
-assert DIRTY_BLOCK_BYTES <= WRITE_PIECE_BYTES
 assert HEARTBEAT_GROUPS * HEARTBEAT_GROUP_BYTES + HEARTBEAT_FRAME_BYTES <= HEARTBEAT_DATAGRAM_BYTES

@@ -312,6 +312,15 @@ LIMITS = Table(
             reason="1 TiB within a day, at a tenth of what a hard disk can",
             unit="bytes a second",
         ),
+        "dirty_block": Key(
+            values.size("4KiB", "512KiB", power_of_two=True),
+            "What one small write while the other node is away costs in the resync. Half of it is twice the map: "
+            "1 TiB in blocks of 64 KiB takes 2 MiB of memory and of the state directory. It may be changed at any "
+            "start of a node, and need not be the same on both.",
+            default="64KiB",
+            reason="small beside what a resync does in a second, and maps that are no burden",
+            unit="bytes",
+        ),
     }
 )
 

@@ -171,6 +171,7 @@ class Limits:
     disk_timeout_s: float = 20.0
     resync_latency_factor: float = 2.0
     resync_min_rate: int = 16 * 1024 * 1024
+    dirty_block: int = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import socket
 from typing import Any
 
 from stortrends_ha.errors import ProtocolError, SessionRefusedError, StorageError
-from stortrends_ha.limits import DIRTY_BLOCK_BYTES, INSPECT_RANGES
+from stortrends_ha.limits import COMPARE_GRAIN_BYTES, INSPECT_RANGES
 from stortrends_ha.protocol import link as wire
 from stortrends_ha.protocol.link import DIGEST_BYTES, Kind
 from stortrends_ha.replication import opening
@@ -34,7 +34,7 @@ from .replica import Replica
 log = logging.getLogger(__name__)
 
 WAIT_S = 30.0
-_ZEROES = digest(bytes(DIRTY_BLOCK_BYTES))
+_ZEROES = digest(bytes(COMPARE_GRAIN_BYTES))
 
 
 class Comparison:
@@ -48,7 +48,7 @@ class Comparison:
         self._file = ""
         self._volume = self._offset = 0  # from where it goes on
         self._done_bytes = 0
-        self._differing = [BlockMap(blocks_of(store.size_bytes, DIRTY_BLOCK_BYTES)) for store in replica.stores]
+        self._differing = [BlockMap(blocks_of(store.size_bytes, COMPARE_GRAIN_BYTES)) for store in replica.stores]
         self._past: dict[str, Any] = {}
 
     def _wait(self, why: str) -> None:
@@ -110,8 +110,8 @@ class Comparison:
             await loop.sock_sendall(sock, wire.encode_ask(epoch, volume, offset, length))
             answer = await carry_out(sock, opening.receive(epoch, Kind.DIGESTS))
         at, covered, theirs = wire.decode_digests(answer.payload)
-        blocks = blocks_of(covered, DIRTY_BLOCK_BYTES)
-        ends_well = covered == length or covered % DIRTY_BLOCK_BYTES == 0
+        blocks = blocks_of(covered, COMPARE_GRAIN_BYTES)
+        ends_well = covered == length or covered % COMPARE_GRAIN_BYTES == 0
         if (answer.volume, at) != (volume, offset) or not 0 < covered <= length or not ends_well:
             raise ProtocolError("digests of another range than was asked for")
         if theirs and len(theirs) != blocks * DIGEST_BYTES:
@@ -125,10 +125,10 @@ class Comparison:
 
     def _note(self, volume: int, offset: int, covered: int, own: bytes, theirs: bytes) -> None:
         """Which blocks differ; without digests all are zeroes."""
-        first = offset // DIRTY_BLOCK_BYTES
-        for number, at in enumerate(range(0, covered, DIRTY_BLOCK_BYTES)):
-            size = min(DIRTY_BLOCK_BYTES, covered - at)
-            zeroes = _ZEROES if size == DIRTY_BLOCK_BYTES else digest(bytes(size))
+        first = offset // COMPARE_GRAIN_BYTES
+        for number, at in enumerate(range(0, covered, COMPARE_GRAIN_BYTES)):
+            size = min(COMPARE_GRAIN_BYTES, covered - at)
+            zeroes = _ZEROES if size == COMPARE_GRAIN_BYTES else digest(bytes(size))
             here = slice(number * DIGEST_BYTES, (number + 1) * DIGEST_BYTES)
             if (own[here] or zeroes) != (theirs[here] or zeroes):
                 self._differing[volume].add(first + number, first + number)
@@ -181,8 +181,8 @@ class Comparison:
     def _bytes(self, volume: int) -> int:
         size, differing = self._replica.stores[volume].size_bytes, self._differing[volume]
         last = differing.blocks - 1
-        beyond = differing.blocks * DIRTY_BLOCK_BYTES - size if last in differing else 0
-        return differing.count * DIRTY_BLOCK_BYTES - beyond
+        beyond = differing.blocks * COMPARE_GRAIN_BYTES - size if last in differing else 0
+        return differing.count * COMPARE_GRAIN_BYTES - beyond
 
     def _found(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -211,8 +211,8 @@ def merged(blocks: BlockMap, size_bytes: int, at_most: int) -> tuple[list[tuple[
     while first is not None:
         last = blocks.run_end(first, blocks.blocks - 1)
         if count < at_most:
-            offset = first * DIRTY_BLOCK_BYTES
-            ranges.append((offset, min((last + 1) * DIRTY_BLOCK_BYTES, size_bytes) - offset))
+            offset = first * COMPARE_GRAIN_BYTES
+            ranges.append((offset, min((last + 1) * COMPARE_GRAIN_BYTES, size_bytes) - offset))
         count += 1
         first = blocks.next_from(last + 1)
     return ranges, count

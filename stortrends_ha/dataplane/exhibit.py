@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 from stortrends_ha.config import Address
 from stortrends_ha.errors import OrderError
-from stortrends_ha.limits import DIRTY_BLOCK_BYTES, INTENT_REGION_BYTES
+from stortrends_ha.limits import INTENT_REGION_BYTES
 from stortrends_ha.replication.block_map import BlockMap
 from stortrends_ha.replication.differences import Differences, blocks_of
 from stortrends_ha.replication.gate import FOREVER_NS, Gate
@@ -86,5 +86,5 @@ class Exhibit:
 
 
 def _no_differences(size_bytes: int) -> Differences:
-    intents, dirty = (BlockMap(blocks_of(size_bytes, size)) for size in (INTENT_REGION_BYTES, DIRTY_BLOCK_BYTES))
-    return Differences(size_bytes, intents, dirty, _NoFile(), _NoFile())
+    regions = blocks_of(size_bytes, INTENT_REGION_BYTES)
+    return Differences(size_bytes, INTENT_REGION_BYTES, BlockMap(regions), BlockMap(regions), _NoFile(), _NoFile())

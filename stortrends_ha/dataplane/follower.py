@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from stortrends_ha.config import Address, on_one_machine
 from stortrends_ha.errors import OrderError, ProtocolError, SessionRefusedError, StartError, StorageError
-from stortrends_ha.limits import DIRTY_BLOCK_BYTES
+from stortrends_ha.limits import COMPARE_GRAIN_BYTES
 from stortrends_ha.protocol import link as wire
 from stortrends_ha.protocol.link import Endpoint, Kind, Verdict
 from stortrends_ha.record import Record
@@ -349,7 +349,7 @@ class Follower:
     def _compared(self, volume: int, offset: int, length: int, verdict: Verdict) -> None:
         """By a verify. What cannot be read is not told before it is known where."""
         self._replica.compared(volume, offset, length, verdict)
-        if verdict is Verdict.UNREADABLE and length <= DIRTY_BLOCK_BYTES:
+        if verdict is Verdict.UNREADABLE and length <= COMPARE_GRAIN_BYTES:
             self._replica.server_counters.disk_errors += 1
             store = self._replica.stores[volume]
             log.error("volume %s: cannot read %d bytes at %d of %s", store.volume, length, offset, store.path)

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable
 
 from stortrends_ha.errors import ProtocolError
-from stortrends_ha.limits import DIRTY_BLOCK_BYTES, INSPECT_PIECE_BYTES
+from stortrends_ha.limits import COMPARE_GRAIN_BYTES, INSPECT_PIECE_BYTES
 from stortrends_ha.protocol import link as wire
 from stortrends_ha.protocol.link import Kind
 from stortrends_ha.replication import opening
@@ -30,12 +30,12 @@ def look(store: Store, offset: int, length: int) -> tuple[int, bytes]:
     """(how much was looked at, the digests of its blocks) of a range that begins with a block; none for a hole. In any
     thread. Raises StorageError."""
     is_data, end = store.extent(offset)
-    whole = end if end == store.size_bytes else end // DIRTY_BLOCK_BYTES * DIRTY_BLOCK_BYTES
+    whole = end if end == store.size_bytes else end // COMPARE_GRAIN_BYTES * COMPARE_GRAIN_BYTES
     if not is_data and whole > offset:
         return min(whole - offset, length), b""
     length = min(length, INSPECT_PIECE_BYTES)
     data = memoryview(store.read(offset, length))
-    return length, b"".join(digest(data[at : at + DIRTY_BLOCK_BYTES]) for at in range(0, length, DIRTY_BLOCK_BYTES))
+    return length, b"".join(digest(data[at : at + COMPARE_GRAIN_BYTES]) for at in range(0, length, COMPARE_GRAIN_BYTES))
 
 
 async def answer(sock: socket.socket, replica: Replica, epoch: int, has_clients: Callable[[], bool]) -> None:
@@ -50,7 +50,7 @@ async def answer(sock: socket.socket, replica: Replica, epoch: int, has_clients:
             raise ProtocolError(f"a frame for volume number {asked.volume} of {len(replica.stores)}")
         store = replica.stores[asked.volume]
         offset, length = wire.decode_ask(asked.payload)
-        if offset % DIRTY_BLOCK_BYTES or not 0 < length <= store.size_bytes - offset:
+        if offset % COMPARE_GRAIN_BYTES or not 0 < length <= store.size_bytes - offset:
             raise ProtocolError(f"a question for {length} bytes at {offset} in a volume of {store.size_bytes}")
         began_s = loop.time()
         covered, digests = await loop.run_in_executor(store.executor, look, store, offset, length)

@@ -18,7 +18,7 @@ from typing import Any
 
 from stortrends_ha.boottime import now_ns
 from stortrends_ha.errors import ReleaseError, StorageError
-from stortrends_ha.limits import CHECKPOINT_S, DIRTY_BLOCK_BYTES
+from stortrends_ha.limits import CHECKPOINT_S
 from stortrends_ha.record import Record
 from stortrends_ha.replication.gate import FOREVER_NS, Gate
 from stortrends_ha.replication.primary import Primary
@@ -383,6 +383,6 @@ class Owner:
             "read_only": export.geometry.read_only,
             "in_flight": self._server.in_flight(export),
             "intent_regions": differences.regions,
-            "dirty_bytes": min(differences.dirty.count * DIRTY_BLOCK_BYTES, export.geometry.size_bytes),
+            "dirty_bytes": min(differences.dirty.count * differences.block_bytes, export.geometry.size_bytes),
             "counters": {name: getattr(counters, name) for name in counters.__slots__},
         }

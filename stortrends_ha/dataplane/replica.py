@@ -27,7 +27,7 @@ from typing import Any
 from stortrends_ha import __version__
 from stortrends_ha.config import Cluster, Group
 from stortrends_ha.errors import StorageError, SyncFailedError
-from stortrends_ha.limits import DIRTY_BLOCK_BYTES, DISK_THREADS, INTENT_REGION_BYTES
+from stortrends_ha.limits import COMPARE_GRAIN_BYTES, DISK_THREADS, INTENT_REGION_BYTES
 from stortrends_ha.protocol.link import PROTOCOL_VERSIONS, Endpoint, Verdict
 from stortrends_ha.record import Record
 from stortrends_ha.replication.block_map import BlockMap
@@ -117,8 +117,9 @@ class Replica:
         """Raises StorageError."""
         known = bool(self.state_file.state.lineage)
         intents, intent_file = self._open_map(store, "intents", INTENT_REGION_BYTES, expected=known)
-        dirty, dirty_file = self._open_map(store, "dirty", DIRTY_BLOCK_BYTES, expected=known)
-        return Differences(store.size_bytes, intents, dirty, intent_file, dirty_file)
+        block_bytes = self.cluster.limits.dirty_block
+        dirty, dirty_file = self._open_map(store, "dirty", block_bytes, expected=known)
+        return Differences(store.size_bytes, block_bytes, intents, dirty, intent_file, dirty_file)
 
     def _open_map(
         self, store: Backing, kind: str, block_bytes: int, *, expected: bool
@@ -136,7 +137,7 @@ class Replica:
 
     def _open_findings(self, store: Backing) -> Findings:
         """If the file is missing, no verify has found anything. Raises StorageError."""
-        found, file = self._open_map(store, "findings", DIRTY_BLOCK_BYTES, expected=False)
+        found, file = self._open_map(store, "findings", COMPARE_GRAIN_BYTES, expected=False)
         assert found is not None
         return Findings(found, file)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from stortrends_ha.errors import ProtocolError
-from stortrends_ha.limits import DIRTY_BLOCK_BYTES, LINK_FRAME_BYTES, MIB
+from stortrends_ha.limits import COMPARE_GRAIN_BYTES, LINK_FRAME_BYTES, MIB
 from stortrends_ha.protocol import link as wire
 from stortrends_ha.replication import verify
 from stortrends_ha.replication.interfaces import Link
@@ -120,7 +120,7 @@ class Verifying:
             "unreadable_bytes": ended.unreadable_bytes,
             "volumes": {
                 names[volume]: {
-                    "found_bytes": found.count * DIRTY_BLOCK_BYTES,
+                    "found_bytes": found.count * COMPARE_GRAIN_BYTES,
                     "found": verify.ranges_of(found),
                     "repaired_bytes": ended.repaired_bytes[volume],
                     "left_bytes": replica.findings[volume].nbytes,
@@ -132,7 +132,7 @@ class Verifying:
         self.tell(replica.verify_status())  # the session may be about to end
 
     def _log(self, ended: verify.Verify) -> None:
-        found = sum(blocks.count for blocks in ended.found.values()) * DIRTY_BLOCK_BYTES
+        found = sum(blocks.count for blocks in ended.found.values()) * COMPARE_GRAIN_BYTES
         repaired = sum(ended.repaired_bytes.values())
         log.log(
             logging.WARNING if found or ended.why else logging.INFO,
@@ -149,7 +149,7 @@ class Verifying:
         progress = self._throttle.status(running)
         if running is None or progress is None:
             return self._replica.verify_status()
-        found = sum(blocks.count for blocks in running.found.values()) * DIRTY_BLOCK_BYTES
+        found = sum(blocks.count for blocks in running.found.values()) * COMPARE_GRAIN_BYTES
         return self._replica.verify_status() | {"running": {**_named(self._order), **progress, "found_bytes": found}}
 
     # --- The secondary --------------------------------------------------------------------------

@@ -42,6 +42,15 @@ class BlockMap:
         changed, self.changed = self.changed, set()
         return {number: self.page(number) for number in changed}
 
+    def rescaled(self, block_bytes: int, blocks: int, to_bytes: int) -> "BlockMap":
+        """The same of the volume in ``blocks`` blocks of another size, ``to_bytes``: each that has any of it."""
+        scaled, first = BlockMap(blocks), self.next_from(0)
+        while first is not None:
+            last = self.run_end(first, self.blocks - 1)
+            scaled.add(first * block_bytes // to_bytes, ((last + 1) * block_bytes - 1) // to_bytes)
+            first = self.next_from(last + 1)
+        return scaled
+
     # --- Changes ------------------------------------------------------------------------------
 
     def add(self, first: int, last: int) -> None:

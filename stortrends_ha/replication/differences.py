@@ -4,7 +4,7 @@
   by a *checkpoint* only: when both replicas have flushed since its last write, or, on an owner that is alone, when the
   dirty map durably has what was written there. It stays for as long as it was written in one of the last
   ``INTENT_KEPT_CHECKPOINTS``, as it would soon be logged again; a log that gets crowded keeps none of these.
-- The *dirty map*: blocks of 64 KiB that were written while the peer was away. They are to be copied.
+- The *dirty map*: blocks of ``limits.dirty_block`` that were written while the peer was away. They are to be copied.
 - *Doubtful* blocks: whatever was in the log when this node started, went alone or was told by its peer. Nobody knows
   whether they differ, so they are to be compared. They stay in the log until that is done.
 
@@ -23,7 +23,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from stortrends_ha.limits import (
-    DIRTY_BLOCK_BYTES,
     INTENT_AHEAD,
     INTENT_KEPT_CHECKPOINTS,
     INTENT_REGION_BYTES,
@@ -33,8 +32,6 @@ from stortrends_ha.protocol.nbd_transmission import Change
 from stortrends_ha.replication.block_map import BlockMap
 
 _REGION_SHIFT = INTENT_REGION_BYTES.bit_length() - 1
-_BLOCK_SHIFT = DIRTY_BLOCK_BYTES.bit_length() - 1
-_BLOCKS = INTENT_REGION_BYTES // DIRTY_BLOCK_BYTES  # of a region
 
 Range = tuple[int, int]
 """Offset and length in bytes."""
@@ -62,13 +59,18 @@ class Differences:
     def __init__(
         self,
         size_bytes: int,
+        block_bytes: int,
         intents: BlockMap | None,
         dirty: BlockMap | None,
         intent_file: MapWriter,
         dirty_file: MapWriter,
     ) -> None:
-        """``intents`` and ``dirty`` as saved; None if that is not known, and everything is saved instead."""
-        blocks = blocks_of(size_bytes, DIRTY_BLOCK_BYTES)
+        """``block_bytes``: of the dirty map, a power of two, a region or less. ``intents`` and ``dirty`` as saved; None
+        if that is not known, and everything is saved instead."""
+        blocks = blocks_of(size_bytes, block_bytes)
+        self.block_bytes = block_bytes
+        self._block_shift = block_bytes.bit_length() - 1
+        self._region_blocks = INTENT_REGION_BYTES // block_bytes
         self._size_bytes = size_bytes
         self._log = intents or _full(blocks_of(size_bytes, INTENT_REGION_BYTES))  # as it is, or is being, saved
         self._log_file, self._dirty_file = intent_file, dirty_file
@@ -225,7 +227,7 @@ class Differences:
         """Whatever is in the log may differ: at the start, and when the peer is dropped."""
         self.void_checkpoint()
         for region in self._durable:
-            self.doubtful.add(region * _BLOCKS, region * _BLOCKS + _BLOCKS - 1)
+            self.doubtful.add(*self._blocks_of(region))
         self._inherited |= self._durable
         self._commit()
 
@@ -233,7 +235,7 @@ class Differences:
         """The peer says that these may differ."""
         for offset, length in ranges:
             if length:
-                self.doubtful.add(offset >> _BLOCK_SHIFT, (offset + length - 1) >> _BLOCK_SHIFT)
+                self.doubtful.add(offset >> self._block_shift, (offset + length - 1) >> self._block_shift)
 
     def doubt_all(self, done: Callable[[], None]) -> None:
         """The peer has nothing of it, or nobody knows what; ``done`` when that is durable."""
@@ -256,7 +258,7 @@ class Differences:
     def written(self, changes: Sequence[Change]) -> None:
         """These were written, or are being, while the record has the peer not in sync."""
         for _, offset, length, _ in changes:
-            first, last = offset >> _BLOCK_SHIFT, (offset + length - 1) >> _BLOCK_SHIFT
+            first, last = offset >> self._block_shift, (offset + length - 1) >> self._block_shift
             self.dirty.add(first, last)
             if self.in_session:
                 self.unflushed.update(range(first, last + 1))
@@ -269,12 +271,8 @@ class Differences:
             if block not in self.unflushed and block not in todo:
                 self.dirty.discard(block)
                 self.doubtful.discard(block)
-                regions.add(block // _BLOCKS)
-        done = {
-            region
-            for region in regions & self._inherited
-            if not self.doubtful.any_in(region * _BLOCKS, region * _BLOCKS + _BLOCKS - 1)
-        }
+                regions.add(block // self._region_blocks)
+        done = {region for region in regions & self._inherited if not self.doubtful.any_in(*self._blocks_of(region))}
         self._inherited -= done
         self._leave(done - self._fresh - self._old)
         if self.dirty.changed:
@@ -309,11 +307,24 @@ class Differences:
 
     def ranges(self) -> list[Range]:
         """What may differ, for the peer: regions."""
-        found = self._durable | _regions_of(self.dirty) | _regions_of(self.doubtful)
+        found = self._durable | self._regions_of(self.dirty) | self._regions_of(self.doubtful)
         return [(region * INTENT_REGION_BYTES, self._region_bytes(region)) for region in sorted(found)]
 
     def _region_bytes(self, region: int) -> int:
         return min(INTENT_REGION_BYTES, self._size_bytes - region * INTENT_REGION_BYTES)
+
+    def _blocks_of(self, region: int) -> tuple[int, int]:
+        """The first and the last."""
+        first = region * self._region_blocks
+        return first, first + self._region_blocks - 1
+
+    def _regions_of(self, blocks: BlockMap) -> set[int]:
+        found, block = set[int](), blocks.next_from(0)
+        while block is not None:
+            region = block // self._region_blocks
+            found.add(region)
+            block = blocks.next_from((region + 1) * self._region_blocks)
+        return found
 
 
 def _full(blocks: int) -> BlockMap:
@@ -321,11 +332,3 @@ def _full(blocks: int) -> BlockMap:
     full.fill()
     full.changed.clear()
     return full
-
-
-def _regions_of(blocks: BlockMap) -> set[int]:
-    found, block = set[int](), blocks.next_from(0)
-    while block is not None:
-        found.add(block // _BLOCKS)
-        block = blocks.next_from((block // _BLOCKS + 1) * _BLOCKS)
-    return found

@@ -23,7 +23,6 @@ from stortrends_ha.errors import ProtocolError
 from stortrends_ha.limits import (
     COMPARE_BLOCK_BYTES,
     COMPARE_BLOCKS_IN_FLIGHT,
-    DIRTY_BLOCK_BYTES,
     RESYNC_FLUSH_BYTES,
     WRITE_PIECE_BYTES,
     ZERO_PIECE_BYTES,
@@ -98,7 +97,7 @@ class Resync:
         self.budget_bytes = UNLIMITED
 
     def _bytes(self, volume: int, blocks: int) -> int:
-        return min(blocks * DIRTY_BLOCK_BYTES, self._stores[volume].size_bytes)
+        return min(blocks * self._differences[volume].block_bytes, self._stores[volume].size_bytes)
 
     # --- Going on -----------------------------------------------------------------------------
 
@@ -134,27 +133,28 @@ class Resync:
                 self._volume, self._cursor = self._volume + 1, 0
                 continue
             self._run = self._run_at(first, todo)
-            self._offset, self._cursor = first * DIRTY_BLOCK_BYTES, self._run.last + 1
+            self._offset, self._cursor = first * self._differences[self._volume].block_bytes, self._run.last + 1
             return True
         return False
 
     def _run_at(self, first: int, todo: BlockMap) -> _Run:
         """A hole, which takes one change however long it is, or a few blocks of one kind."""
-        store, dirty = self._stores[self._volume], self._differences[self._volume].dirty
-        is_data, end = store.extent(first * DIRTY_BLOCK_BYTES)
-        whole = blocks_of(end, DIRTY_BLOCK_BYTES) if end == store.size_bytes else end // DIRTY_BLOCK_BYTES
+        store, differences = self._stores[self._volume], self._differences[self._volume]
+        dirty, size = differences.dirty, differences.block_bytes
+        is_data, end = store.extent(first * size)
+        whole = blocks_of(end, size) if end == store.size_bytes else end // size
         is_hole = not is_data and whole > first
         if is_hole:
-            longest = whole if self._blank else ZERO_PIECE_BYTES // DIRTY_BLOCK_BYTES
+            longest = whole if self._blank else ZERO_PIECE_BYTES // size
             last = todo.run_end(first, min(whole, first + longest) - 1)
         else:
-            per_run = COMPARE_BLOCK_BYTES // DIRTY_BLOCK_BYTES
+            per_run = COMPARE_BLOCK_BYTES // size
             last = todo.run_end(first, first // per_run * per_run + per_run - 1)
             if first in dirty:
                 last = dirty.run_end(first, last)
             elif (other := dirty.next_from(first)) is not None:
                 last = min(last, other - 1)
-        end = min((last + 1) * DIRTY_BLOCK_BYTES, store.size_bytes)
+        end = min((last + 1) * size, store.size_bytes)
         return _Run(self._volume, first, last, end, is_hole=is_hole)
 
     def step(self) -> None:
@@ -204,10 +204,10 @@ class Resync:
 
     def _done(self, run: _Run) -> None:
         """All of a run is on the stream: it is clean as soon as both have flushed."""
-        size = run.end - run.first * DIRTY_BLOCK_BYTES
+        differences = self._differences[run.volume]
+        size = run.end - run.first * differences.block_bytes
         self.done_bytes += size
         self._since_flush += size
-        differences = self._differences[run.volume]
         self._todo[run.volume].remove(run.first, run.last)
         if run.is_hole and self._blank:  # there is nothing to be flushed
             differences.has_nothing(run.first, run.last)
@@ -234,7 +234,7 @@ class Resync:
 
 
 def _todo(store: Store, differences: Differences) -> BlockMap:
-    todo = BlockMap(blocks_of(store.size_bytes, DIRTY_BLOCK_BYTES))
+    todo = BlockMap(blocks_of(store.size_bytes, differences.block_bytes))
     todo.update(differences.dirty)
     todo.update(differences.doubtful)
     todo.changed.clear()

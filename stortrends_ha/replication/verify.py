@@ -29,7 +29,7 @@ from typing import Protocol
 from stortrends_ha.errors import ProtocolError
 from stortrends_ha.limits import (
     COMPARE_BLOCK_BYTES,
-    DIRTY_BLOCK_BYTES,
+    COMPARE_GRAIN_BYTES,
     HOLE_COMPARE_BYTES,
     REPAIR_FLUSH_BYTES,
     VERIFY_BLOCKS_IN_FLIGHT,
@@ -117,7 +117,7 @@ class Findings:
     @property
     def nbytes(self) -> int:
         """How much differs, in whole blocks."""
-        return self._blocks.count * DIRTY_BLOCK_BYTES
+        return self._blocks.count * COMPARE_GRAIN_BYTES
 
     def ranges(self) -> list[Range]:
         """The first VERIFY_RANGES of them."""
@@ -155,7 +155,7 @@ class Verify:
         self._unflushed: list[Piece] = []  # repaired
         self._flushing = 0
         self.why = ""  # why it ended before everything was compared, a clause
-        self.found = {volume: BlockMap(blocks_of(stores[volume].size_bytes, DIRTY_BLOCK_BYTES)) for volume in volumes}
+        self.found = {volume: BlockMap(blocks_of(stores[volume].size_bytes, COMPARE_GRAIN_BYTES)) for volume in volumes}
         self.repaired_bytes = dict.fromkeys(volumes, 0)
         self.unreadable_bytes = 0  # at the secondary
         self.total_bytes = sum(stores[volume].size_bytes for volume in volumes)
@@ -225,9 +225,9 @@ class Verify:
         store = self._stores[volume]
         is_data, end = store.extent(offset)
         if end < store.size_bytes:
-            end -= end % DIRTY_BLOCK_BYTES
+            end -= end % COMPARE_GRAIN_BYTES
         if is_data or end - offset < COMPARE_BLOCK_BYTES:
-            allowed = max(self.budget_bytes // DIRTY_BLOCK_BYTES, 1) * DIRTY_BLOCK_BYTES
+            allowed = max(self.budget_bytes // COMPARE_GRAIN_BYTES, 1) * COMPARE_GRAIN_BYTES
             whole = offset - offset % COMPARE_BLOCK_BYTES + COMPARE_BLOCK_BYTES
             end = min(whole, offset + allowed, store.size_bytes)
         end = min(end, offset + HOLE_COMPARE_BYTES)
@@ -257,7 +257,7 @@ class Verify:
     def _divide(self, piece: Piece) -> None:
         """Its parts are next."""
         volume, offset, length = piece
-        grain = COMPARE_BLOCK_BYTES if length > COMPARE_BLOCK_BYTES else DIRTY_BLOCK_BYTES
+        grain = COMPARE_BLOCK_BYTES if length > COMPARE_BLOCK_BYTES else COMPARE_GRAIN_BYTES
         size = -(-length // (grain * VERIFY_PARTS)) * grain
         end = offset + length
         parts = [(volume, at, min(size, end - at)) for at in range(offset, end, size)]
@@ -273,7 +273,7 @@ class Verify:
         self._results.remove(piece)
         was_repaired = piece in self._repaired
         self._repaired.discard(piece)
-        if verdict is not Verdict.EQUAL and length > DIRTY_BLOCK_BYTES:
+        if verdict is not Verdict.EQUAL and length > COMPARE_GRAIN_BYTES:
             if not self.why:
                 self._divide(piece)
             return
@@ -307,7 +307,7 @@ class Verify:
         self.budget_bytes -= length
         self.copied_bytes += length
         self._unflushed.append(self._repairs.popleft())
-        if len(self._unflushed) * DIRTY_BLOCK_BYTES >= REPAIR_FLUSH_BYTES:
+        if len(self._unflushed) * COMPARE_GRAIN_BYTES >= REPAIR_FLUSH_BYTES:
             self._flush()
         return True
 
@@ -342,13 +342,13 @@ def ranges_of(blocks: BlockMap) -> list[Range]:
     found, first = list[Range](), blocks.next_from(0)
     while first is not None and len(found) < VERIFY_RANGES:
         last = blocks.run_end(first, blocks.blocks - 1)
-        found.append((first * DIRTY_BLOCK_BYTES, (last + 1 - first) * DIRTY_BLOCK_BYTES))
+        found.append((first * COMPARE_GRAIN_BYTES, (last + 1 - first) * COMPARE_GRAIN_BYTES))
         first = blocks.next_from(last + 1)
     return found
 
 
 def _blocks(offset: int, length: int) -> tuple[int, int]:
-    return offset // DIRTY_BLOCK_BYTES, (offset + length - 1) // DIRTY_BLOCK_BYTES
+    return offset // COMPARE_GRAIN_BYTES, (offset + length - 1) // COMPARE_GRAIN_BYTES
 
 
 def _nothing() -> None:

@@ -24,7 +24,7 @@ from typing import IO, Any, NamedTuple
 
 from stortrends_ha.durable import sync_directory
 from stortrends_ha.errors import StorageError
-from stortrends_ha.limits import COMPARE_BLOCK_BYTES, DIRTY_BLOCK_BYTES
+from stortrends_ha.limits import COMPARE_BLOCK_BYTES, COMPARE_GRAIN_BYTES
 from stortrends_ha.replication.block_map import BlockMap
 from stortrends_ha.replication.interfaces import Store
 
@@ -33,7 +33,7 @@ _LENGTH = Struct(">I")
 _RANGE = Struct(">BHQI32s")
 _END, _DATA, _ZERO = 0, 1, 2
 _HEADER_BYTES_MAX = 1 << 20
-_PER_RANGE = COMPARE_BLOCK_BYTES // DIRTY_BLOCK_BYTES
+_PER_RANGE = COMPARE_BLOCK_BYTES // COMPARE_GRAIN_BYTES
 
 
 class Kept(NamedTuple):
@@ -99,7 +99,7 @@ class KeptFiles:
 def _size(volume: tuple[Store, BlockMap]) -> int:
     """How much it takes, at most."""
     _, blocks = volume
-    return blocks.count * (DIRTY_BLOCK_BYTES + _RANGE.size) + _HEADER_BYTES_MAX
+    return blocks.count * (COMPARE_GRAIN_BYTES + _RANGE.size) + _HEADER_BYTES_MAX
 
 
 def _write(file: IO[bytes], header: dict[str, Any], volumes: Sequence[tuple[Store, BlockMap]]) -> None:
@@ -110,8 +110,8 @@ def _write(file: IO[bytes], header: dict[str, Any], volumes: Sequence[tuple[Stor
         first = blocks.next_from(0)
         while first is not None:
             last = blocks.run_end(first, min(first + _PER_RANGE, blocks.blocks) - 1)
-            offset = first * DIRTY_BLOCK_BYTES
-            data = bytes(store.read(offset, min((last + 1) * DIRTY_BLOCK_BYTES, store.size_bytes) - offset))
+            offset = first * COMPARE_GRAIN_BYTES
+            data = bytes(store.read(offset, min((last + 1) * COMPARE_GRAIN_BYTES, store.size_bytes) - offset))
             is_zero = data.count(0) == len(data)
             kind = _ZERO if is_zero else _DATA
             file.write(_RANGE.pack(kind, number, offset, len(data), hashlib.sha256(data).digest()))

@@ -11,7 +11,8 @@ missing, though it must have been there. To write a page again needs no other on
 of them old, new or damaged.
 
 The space of all pages is reserved when a file is opened: a disk that gets full later fails no write. Where it cannot
-be, as the disk is full already, the group does not start there.
+be, as the disk is full already, the group does not start there. A file of blocks of another size is put into these, in
+a new file that replaces it when it is whole and stable.
 """
 
 import asyncio
@@ -43,7 +44,7 @@ class MapFile:
     def __init__(self, path: Path, what: str, blocks: int, block_bytes: int) -> None:
         self._path = path
         self._what = what
-        self._blocks = blocks
+        self._blocks, self._block_bytes = blocks, block_bytes
         self._end = _PAGE + -(-blocks // PAGE_BLOCKS) * _PAGE
         self._header = json.dumps({"format": _FORMAT, "blocks": blocks, "block_bytes": block_bytes}).encode()
         self._fd = -1
@@ -60,7 +61,10 @@ class MapFile:
         with_header = _sealed(0, self._header.ljust(PAGE_BYTES, b"\0"))
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if os.pread(self._fd, _PAGE, 0) == with_header:
+        header = os.pread(self._fd, _PAGE, 0)
+        if other := self._other_blocks(header):
+            return self._rescaled(*other)
+        if header == with_header:
             pages = self._load()
             loaded = BlockMap.load(self._blocks, pages)
             self.write({number: loaded.page(number) for number in pages}, durable=True)
@@ -77,6 +81,32 @@ class MapFile:
             os.pwrite(self._fd, with_header, 0)
         os.fsync(self._fd)
         sync_directory(self._path.parent)
+        return found
+
+    def _other_blocks(self, header: bytes) -> tuple[int, int] | None:
+        """The number and size of the blocks of a file of the same volume that has others than this is to have."""
+        content = (_unsealed(-1, header) or b"").rstrip(b"\0")
+        if content in (b"", self._header):
+            return None
+        said = json.loads(content)
+        blocks, size = said["blocks"], said["block_bytes"]
+        least, most = (self._blocks - 1) * self._block_bytes, self._blocks * self._block_bytes
+        fits = said["format"] == _FORMAT and (blocks - 1) * size < most and least < blocks * size
+        return (blocks, size) if fits else None
+
+    def _rescaled(self, blocks: int, block_bytes: int) -> BlockMap:
+        """The configuration has changed: put a file of the new blocks in the place of this one, at once."""
+        old = MapFile(self._path, self._what, blocks, block_bytes)
+        old._fd = self._fd
+        found = BlockMap.load(blocks, old._load()).rescaled(block_bytes, self._blocks, self._block_bytes)
+        old.close()
+        new = MapFile(self._path.with_name(f"{self._path.name}.new"), self._what, self._blocks, self._block_bytes)
+        new._path.unlink(missing_ok=True)
+        new._open(expected=False)
+        new.write(found.pages_to_save(), durable=True)
+        new._path.replace(self._path)
+        sync_directory(self._path.parent)
+        self._fd = new._fd
         return found
 
     def _reserve(self) -> None:

@@ -178,7 +178,7 @@ class Pair:
         self.ports = free_ports(9)
         self.volume = volume
         self.config = directory / "cluster.yaml"
-        self.config.write_text(json.dumps(self._spec(limits or {})))
+        self.configure(limits or {})
         (directory / "cluster.key").write_text(os.urandom(32).hex())
         (directory / "cluster.key").chmod(0o600)
         for node in BOTH:
@@ -186,6 +186,10 @@ class Pair:
                 make_sparse(self.backing(node), 16 * MIB)
         self._processes: dict[str, DataProcess] = {}
         self.sockets: list[socket.socket] = []  # of clients; they are closed with the pair
+
+    def configure(self, limits: Mapping[str, Any]) -> None:
+        """For data processes that are started from now on."""
+        self.config.write_text(json.dumps(self._spec(limits)))
 
     def _spec(self, limits: Mapping[str, Any]) -> dict[str, Any]:
         nodes = {

@@ -261,6 +261,33 @@ def test_peer_is_joinable_only_while_its_promise_holds(pair: Pair) -> None:
     owner.wait("goes on alone", lambda status: status["serving"])
 
 
+def test_each_node_has_blocks_of_its_own_for_what_differs_and_may_change_them_at_any_start(tmp_path: Path) -> None:
+    with Pair(tmp_path, {"dirty_block": "4KiB"}) as pair:
+        owner, secondary, record = pair.in_sync()
+        secondary.kill()
+        owner.wait("has lost its secondary", lambda status: not status["session"])
+        alone = record.owned_alone(A)
+        owner.lead(alone)
+        client = Client(pair)
+        client.write(9 << 20, b"a")
+        owner.wait("knows of one block", lambda status: status["volumes"]["vm-a"]["dirty_bytes"] == 4096)
+        pair.configure({"dirty_block": "512KiB"})
+        secondary = pair.start(B)
+        secondary.follow(alone)
+        joined = pair.join(owner, secondary, alone)
+        pair.assert_identical()
+        client.write(10 << 20, b"b")
+        for process in (owner, secondary):
+            process.kill()
+        owner, secondary = pair.start(A), pair.start(B)
+        owner.lead(joined)
+        secondary.follow(joined)
+        owner.wait("is in sync", lambda status: status["state"] == "in-sync" and status["serving"])
+        pair.assert_identical()
+        for process in (owner, secondary):
+            assert "is lost" not in process.log
+
+
 # --- The gate ---------------------------------------------------------------------------------
 
 

@@ -51,7 +51,7 @@ BOUNDS = {
     "LINK_BUFFER_BYTES": 1 << 15,
     "_ROOM_BYTES": 1 << 14,
     "_SHIFT": BLOCK_BYTES.bit_length() - 1,
-    "DIRTY_BLOCK_BYTES": BLOCK_BYTES,
+    "COMPARE_GRAIN_BYTES": BLOCK_BYTES,
     "INTENT_REGION_BYTES": REGION_BLOCKS * BLOCK_BYTES,
     "INTENT_REGIONS": 4,
     "INTENT_AHEAD": 2,
@@ -59,9 +59,7 @@ BOUNDS = {
     "RESYNC_FLUSH_BYTES": 3 * BLOCK_BYTES,
     "CHECKPOINT_S": 0.5,
     "TICK_S": 0.05,
-    "_BLOCK_SHIFT": BLOCK_BYTES.bit_length() - 1,
     "_REGION_SHIFT": (REGION_BLOCKS * BLOCK_BYTES).bit_length() - 1,
-    "_BLOCKS": REGION_BLOCKS,
 }
 _BOUNDED = (
     differences, link_socket, nbd_transmission, ordering, owner, primary, replica, resync, secondary, stream, throttle,

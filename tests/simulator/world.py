@@ -102,6 +102,7 @@ class World:
             window_bytes=random.choice((4 * BLOCK_BYTES, 1 << 20)),
             link_timeout_s=random.choice((0.8, 1.5, 3.0)),
             resync_min_rate=random.choice((16 * BLOCK_BYTES, 1 << 24)),
+            dirty_block=BLOCK_BYTES,
         )
         return Cluster("c", nodes, {GROUP: group}, limits)
 

@@ -134,18 +134,20 @@ class MemoryMap:
         return BlockMap.load(blocks, self.stable if power_lost else self.pages)
 
 
-def no_differences(size_bytes: int) -> Differences:
+def no_differences(size_bytes: int, block_bytes: int = 64 << 10) -> Differences:
     """Of a new volume, with files that are written at once."""
-    return load_differences(size_bytes, MemoryMap(), MemoryMap())
+    return load_differences(size_bytes, MemoryMap(), MemoryMap(), block_bytes=block_bytes)
 
 
-def load_differences(size_bytes: int, intents: MemoryMap, dirty: MemoryMap, *, power_lost: bool = False) -> Differences:
+def load_differences(
+    size_bytes: int, intents: MemoryMap, dirty: MemoryMap, *, block_bytes: int = 64 << 10, power_lost: bool = False
+) -> Differences:
     """What a start finds in these files."""
     module: Any = differences_module  # tests make both smaller there
     regions = blocks_of(size_bytes, module.INTENT_REGION_BYTES)
-    blocks = blocks_of(size_bytes, module.DIRTY_BLOCK_BYTES)
+    blocks = blocks_of(size_bytes, block_bytes)
     found = intents.load(regions, power_lost=power_lost), dirty.load(blocks, power_lost=power_lost)
-    return Differences(size_bytes, *found, intents, dirty)
+    return Differences(size_bytes, block_bytes, *found, intents, dirty)
 
 
 class MemoryLink:

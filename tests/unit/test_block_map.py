@@ -128,3 +128,16 @@ def test_full_page_that_is_shared_is_not_changed_with_another() -> None:
     other = BlockMap(BLOCKS)
     other.fill()
     assert other.count == len(list(other)) == BLOCKS
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.integers(0, BLOCKS - 1), st.integers(1, 5000)), max_size=6), st.integers(0, 6))
+def test_in_blocks_of_another_size_it_has_each_that_has_any_of_it(runs: list[tuple[int, int]], shift: int) -> None:
+    map_, smaller = BlockMap(BLOCKS), BlockMap(BLOCKS << shift)
+    for first, length in runs:
+        map_.add(first, first + length - 1)
+        smaller.add(first << shift, (first << shift) + length - 1)
+    assert set(map_.rescaled(1 << shift, BLOCKS << shift, 1)) == {
+        (block << shift) + part for block in map_ for part in range(1 << shift)
+    }
+    assert set(smaller.rescaled(1, BLOCKS, 1 << shift)) == {block >> shift for block in smaller}

@@ -27,14 +27,11 @@ INTENTS = 6
 def small_blocks() -> Iterator[None]:
     with patch.multiple(
         differences_module,
-        DIRTY_BLOCK_BYTES=BLOCK,
         INTENT_REGION_BYTES=REGION,
         INTENT_REGIONS=INTENTS,
         INTENT_AHEAD=2,
         INTENT_KEPT_CHECKPOINTS=0,
-        _BLOCK_SHIFT=10,
         _REGION_SHIFT=12,
-        _BLOCKS=4,
     ):
         yield
 
@@ -48,14 +45,14 @@ class Volume:
 
     def __init__(self, at_once: bool = True) -> None:
         self.intents, self.map = MemoryMap(at_once), MemoryMap(at_once)
-        self.differences = load_differences(SIZE, self.intents, self.map)
+        self.differences = load_differences(SIZE, self.intents, self.map, block_bytes=BLOCK)
 
     def log(self, *changes: Change) -> bool:
         """Whether it is in the log by now."""
         return self.differences.log(list(changes), lambda: None) or self.differences.logged(list(changes))
 
     def restarted(self, power_lost: bool = False) -> Differences:
-        return load_differences(SIZE, self.intents, self.map, power_lost=power_lost)
+        return load_differences(SIZE, self.intents, self.map, block_bytes=BLOCK, power_lost=power_lost)
 
     def checkpoint(self) -> None:
         """While both are in sync: both have flushed."""
@@ -289,7 +286,7 @@ def test_doubtful_region_that_is_written_again_stays_in_the_log_when_it_was_comp
 def test_everything_is_doubtful_if_a_file_is_lost_until_it_is_settled(lost: str) -> None:
     log = None if lost != "dirty map" else BlockMap(REGIONS)
     dirty = None if lost != "log" else BlockMap(BLOCKS)
-    differences = Differences(SIZE, log, dirty, MemoryMap(), MemoryMap())
+    differences = Differences(SIZE, BLOCK, log, dirty, MemoryMap(), MemoryMap())
     assert differences.unknown
     assert list(differences.doubtful) == list(range(BLOCKS))
     differences.settle()
@@ -408,7 +405,7 @@ class Everything(RuleBasedStateMachine):
         super().__init__()
         self.intents, self.map = MemoryMap(at_once=False), MemoryMap(at_once=False)
         with patch.object(differences_module, "INTENT_KEPT_CHECKPOINTS", 1):
-            self.differences = load_differences(SIZE, self.intents, self.map)
+            self.differences = load_differences(SIZE, self.intents, self.map, block_bytes=BLOCK)
         self.unequal, self.unstable = set[int](), set[int]()
         self.alone = self.late = self.session = False
         self.asking: list[list[Change]] = []
@@ -564,7 +561,7 @@ class Everything(RuleBasedStateMachine):
         self.unequal |= self.unstable
         self.unstable.clear()
         self.late, self.checkpoint = False, None
-        self.differences = load_differences(SIZE, self.intents, self.map)
+        self.differences = load_differences(SIZE, self.intents, self.map, block_bytes=BLOCK)
 
     # What must hold
 
@@ -578,7 +575,7 @@ class Everything(RuleBasedStateMachine):
     @invariant()
     def nothing_would_be_forgotten_by_a_death(self) -> None:
         for power_lost in (False, True):
-            found = load_differences(SIZE, self.intents, self.map, power_lost=power_lost)
+            found = load_differences(SIZE, self.intents, self.map, block_bytes=BLOCK, power_lost=power_lost)
             assert self.unequal | self.unstable <= covered(found)
 
     @invariant()
@@ -609,7 +606,7 @@ class Everything(RuleBasedStateMachine):
         self._be_quiet()
         assert not self.differences.any
         assert self.differences.regions == 0
-        found = load_differences(SIZE, self.intents, self.map)
+        found = load_differences(SIZE, self.intents, self.map, block_bytes=BLOCK)
         assert not found.any
         assert found.regions == 0
 

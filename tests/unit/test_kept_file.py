@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from stortrends_ha.dataplane.comparison import merged
 from stortrends_ha.dataplane.inspection import look
 from stortrends_ha.errors import StorageError
-from stortrends_ha.limits import DIRTY_BLOCK_BYTES, INSPECT_PIECE_BYTES
+from stortrends_ha.limits import COMPARE_GRAIN_BYTES, INSPECT_PIECE_BYTES
 from stortrends_ha.protocol.nbd_transmission import OP_WRITE
 from stortrends_ha.replication.block_map import BlockMap
 from stortrends_ha.replication.differences import blocks_of
 from stortrends_ha.replication.resync import digest
 from stortrends_ha.storage.kept_file import Kept, KeptFiles, read_header, read_ranges
 
-BLOCK = DIRTY_BLOCK_BYTES
+BLOCK = COMPARE_GRAIN_BYTES
 SIZE = 9 * BLOCK + 512
 HEADER: dict[str, Any] = {
     "cluster": "demo", "group": "rg-a", "node": "node-a", "lineage": "abc", "kept_lineage": "def",

@@ -1,11 +1,12 @@
 """A map on real files: what was saved is found, and damage is told as such, never as an empty map."""
 
 import asyncio
+import itertools
 import os
 import random
 import resource
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,61 @@ def test_lost_file_is_told_if_there_must_have_been_one(path: Path, how: str, exp
 def test_file_of_blocks_of_another_number_or_size_is_lost(path: Path, other: dict[str, Any]) -> None:
     save(path, 5)
     assert reopened(path, **other) is None
+
+
+SMALLER: dict[str, Any] = {"blocks": BLOCKS * 16, "block_bytes": 4096}
+LARGER: dict[str, Any] = {"blocks": -(-BLOCKS // 8), "block_bytes": 8 * 65536}
+
+
+def test_blocks_of_another_size_have_what_was_saved(path: Path) -> None:
+    save(path, 5, PAGE_BLOCKS, BLOCKS - 1)
+    of_5, last = set(range(80, 96)), set(range(16 * (BLOCKS - 1), 16 * BLOCKS))
+    assert reopened(path, **SMALLER) == of_5 | set(range(16 * PAGE_BLOCKS, 16 * PAGE_BLOCKS + 16)) | last
+    assert reopened(path) == {5, PAGE_BLOCKS, BLOCKS - 1}
+    assert reopened(path, **LARGER) == {0, PAGE_BLOCKS // 8, (BLOCKS - 1) // 8}
+    assert reopened(path, **LARGER) == {0, PAGE_BLOCKS // 8, (BLOCKS - 1) // 8}
+    assert reopened(path) == {*range(8), *range(PAGE_BLOCKS, PAGE_BLOCKS + 8), *range(BLOCKS // 8 * 8, BLOCKS)}
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+def test_damaged_page_has_all_its_blocks_in_another_size_too(path: Path) -> None:
+    save(path, 5, PAGE_BLOCKS)
+    data = bytearray(path.read_bytes())
+    data[PAGE + 77] ^= 1
+    path.write_bytes(data)
+    assert reopened(path, **LARGER) == {*range(PAGE_BLOCKS // 8), PAGE_BLOCKS // 8}
+
+
+class KilledError(Exception):
+    """In the middle of a start."""
+
+
+def killed_before(fatal: int, call: Callable[..., Any], calls: Iterator[int]) -> Callable[..., Any]:
+    def instead(*arguments: Any, **more: Any) -> Any:
+        if next(calls) == fatal:
+            raise KilledError
+        return call(*arguments, **more)
+
+    return instead
+
+
+def test_death_anywhere_in_changing_the_size_of_blocks_loses_nothing(path: Path) -> None:
+    names = ("ftruncate", "pwrite", "pwritev", "fdatasync", "fsync", "close", "replace")
+    for fatal in itertools.count():
+        save(path, 5, PAGE_BLOCKS)
+        calls = itertools.count()
+        with pytest.MonkeyPatch.context() as patch:
+            for name in names:
+                patch.setattr(os, name, killed_before(fatal, getattr(os, name), calls))
+            try:
+                opened(path, **LARGER)
+            except KilledError:
+                pass
+            else:
+                break
+        assert reopened(path, **LARGER) == {0, PAGE_BLOCKS // 8}
+        path.unlink()
+    assert fatal > len(names)
 
 
 def test_file_of_another_format_is_lost(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

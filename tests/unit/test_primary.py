@@ -59,7 +59,7 @@ class Owner:
         self.uncopied: list[StorageError] = []
         self.client = MemoryClient()
         self.link = MemoryLink()
-        self.differences = [no_differences(SIZE), no_differences(SIZE)]
+        self.differences = [no_differences(SIZE, 8 << 10), no_differences(SIZE, 8 << 10)]
         self.primary = Primary(
             self.stores,
             self.differences,
@@ -926,7 +926,6 @@ def small_blocks() -> Iterator[None]:
     with (
         patch.multiple(
             resync_module,
-            DIRTY_BLOCK_BYTES=8 << 10,
             COMPARE_BLOCK_BYTES=16 << 10,
             COMPARE_BLOCKS_IN_FLIGHT=3,
             RESYNC_FLUSH_BYTES=24 << 10,
@@ -935,12 +934,9 @@ def small_blocks() -> Iterator[None]:
         ),
         patch.multiple(
             differences_module,
-            DIRTY_BLOCK_BYTES=8 << 10,
             INTENT_REGION_BYTES=32 << 10,
             INTENT_AHEAD=2,
-            _BLOCK_SHIFT=13,
             _REGION_SHIFT=15,
-            _BLOCKS=4,
         ),
     ):
         yield
@@ -994,7 +990,7 @@ class Pair:
         self._start()
 
     def _start(self) -> None:
-        self.differences = load_differences(VOLUME, self.intents, self.dirty)
+        self.differences = load_differences(VOLUME, self.intents, self.dirty, block_bytes=8 << 10)
         self.primary = Primary(
             [self.own],
             [self.differences],
@@ -1235,7 +1231,7 @@ class Pair:
         assert not self.differences.any
         assert self.differences.regions == 0
         assert self.its.stable == self.own.stable == self.own.data
-        assert not load_differences(VOLUME, self.intents, self.dirty).any
+        assert not load_differences(VOLUME, self.intents, self.dirty, block_bytes=8 << 10).any
 
 
 places = st.one_of(st.integers(0, VOLUME - 1), st.sampled_from([0, REGION - 1, REGION]))

@@ -34,12 +34,11 @@ SIZE = 6 * REGION - 4096
 BLOCKS = 48
 SMALL: dict[Any, dict[str, Any]] = {
     verify_module: {
-        "DIRTY_BLOCK_BYTES": BLOCK, "COMPARE_BLOCK_BYTES": PIECE, "HOLE_COMPARE_BYTES": 4 * PIECE, "VERIFY_PARTS": 2,
+        "COMPARE_GRAIN_BYTES": BLOCK, "COMPARE_BLOCK_BYTES": PIECE, "HOLE_COMPARE_BYTES": 4 * PIECE, "VERIFY_PARTS": 2,
         "REPAIR_FLUSH_BYTES": 2 * BLOCK, "VERIFY_PUT_OFF": 3, "_RECENT_BYTES": 2 * PIECE,
     },
     differences_module: {
-        "DIRTY_BLOCK_BYTES": BLOCK, "INTENT_REGION_BYTES": REGION, "_BLOCK_SHIFT": 13, "_REGION_SHIFT": 16,
-        "_BLOCKS": 8,
+        "INTENT_REGION_BYTES": REGION, "_REGION_SHIFT": 16,
     },
     secondary_module: {"COMPARE_BLOCK_BYTES": PIECE, "HOLE_COMPARE_BYTES": 4 * PIECE},
     stream_module: {"LINK_BACKLOG_BYTES": BACKLOG},
@@ -87,8 +86,8 @@ class Pair:
             store.data[: SIZE // 2] = b"d" * (SIZE // 2)  # the rest is a hole
         self.logs = [MemoryMap(logs_at_once) for _ in range(2)]
         self.primary = Primary(
-            self.own, [load_differences(SIZE, log, MemoryMap()) for log in self.logs], EPOCH, alone=False,
-            window_changes=1000, window_bytes=1 << 30, failed=self._failed,
+            self.own, [load_differences(SIZE, log, MemoryMap(), block_bytes=BLOCK) for log in self.logs], EPOCH,
+            alone=False, window_changes=1000, window_bytes=1 << 30, failed=self._failed,
         )  # fmt: skip
         self.failures: list[StorageError] = []
         self.client = MemoryClient()

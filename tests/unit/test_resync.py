@@ -25,7 +25,6 @@ def small_blocks() -> Iterator[None]:
     with (
         patch.multiple(
             resync_module,
-            DIRTY_BLOCK_BYTES=BLOCK,
             COMPARE_BLOCK_BYTES=RUN,
             COMPARE_BLOCKS_IN_FLIGHT=3,
             RESYNC_FLUSH_BYTES=RUN,
@@ -34,11 +33,8 @@ def small_blocks() -> Iterator[None]:
         ),
         patch.multiple(
             differences_module,
-            DIRTY_BLOCK_BYTES=BLOCK,
             INTENT_REGION_BYTES=REGION,
-            _BLOCK_SHIFT=13,
             _REGION_SHIFT=16,
-            _BLOCKS=8,
         ),
     ):
         yield
@@ -47,9 +43,9 @@ def small_blocks() -> Iterator[None]:
 class Pair:
     """Two replicas of two volumes, and a stream between them that has no delay but for results and flushes."""
 
-    def __init__(self) -> None:
+    def __init__(self, block_bytes: int = BLOCK) -> None:
         self.own, self.its = ([MemoryStore(SIZE) for _ in range(2)] for _ in range(2))
-        self.differences = [no_differences(SIZE) for _ in range(2)]
+        self.differences = [no_differences(SIZE, block_bytes) for _ in range(2)]
         self.put_ops: list[tuple[int, int, int, int]] = []
         self.compared: list[tuple[int, int, int]] = []
         self.results: list[tuple[int, int, int, bool]] = []
@@ -143,6 +139,25 @@ def test_dirty_blocks_are_sent_and_no_others(pair: Pair) -> None:
     ]  # fmt: skip
     assert pair.compared == []
     assert resync.copied_bytes == resync.done_bytes == 3 * BLOCK - 4096
+
+
+@pytest.mark.parametrize("size", [512, RUN])
+def test_blocks_may_be_small_or_as_large_as_what_is_compared_at_once(size: int) -> None:
+    pair = Pair(size)
+    pair.fill(0, b"x")
+    pair.its[0].data[:] = pair.own[0].data
+    last = -(-SIZE // size) - 1
+    for block in (1, 2, last):
+        pair.own[0].apply([(OP_WRITE, block * size, 1, 0)], b"y")
+        pair.differences[0].dirty.add(block, block)
+    resync = pair.begin()
+    pair.finish(resync)
+    assert pair.own[0].data == pair.its[0].data
+    assert resync.copied_bytes == SIZE - last * size + 2 * size
+    for _ in range(2):
+        resync.flush()
+        pair.end_flushes()
+    assert not pair.differences[0].any
 
 
 @pytest.mark.parametrize("equal", [True, False])
