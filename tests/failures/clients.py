@@ -189,7 +189,7 @@ def qemu_client(cluster: Cluster, *, part: int, name: str = "qemu", **options: A
     host, _, port = cluster.nbd().rpartition(":")
     command: list[str | Path] = [
         "qemu-storage-daemon", "--pidfile", pidfile,
-        "--blockdev", f"driver=nbd,node-name=disk,server.type=inet,server.host={host},server.port={port},"
+        "--blockdev", f"driver=nbd,node-name=disk,server.type=inet,server.host={host.strip('[]')},server.port={port},"
         f"export={cluster.volume()},reconnect-delay={QEMU_RECONNECT_S}",
         "--nbd-server", f"addr.type=unix,addr.path={socket}",
         "--export", f"type=nbd,id=export,node-name=disk,name={cluster.volume()},writable=on",

@@ -19,7 +19,7 @@ from typing import Any
 from files import MIB, differences, make_sparse
 from harness import PATIENCE_S, PROGRAM, ask, is_running, make_key, program_environment, wait_for
 
-from .network import FLOATING, LAN, NODES, PREFIX_LENGTH, Machine, Network
+from .network import IPV4, LAN, NODES, Addressing, Machine, Network, endpoint
 
 GROUP, VOLUME = "rg-a", "vm-a"
 OTHER_GROUP, OTHER_VOLUME = "rg-b", "vm-b"
@@ -205,7 +205,7 @@ class Witness(Daemon):
         own_key = keys / f"{CLUSTER}.key"
         own_key.touch(0o600)
         own_key.write_text(key.read_text())
-        listen = f"{machine.lan_ip}:{WITNESS_PORT}"
+        listen = endpoint(machine.lan_ip, WITNESS_PORT)
         command = [*PROGRAM, "witness", "--listen", listen, "--state", str(self.state_dir)]
         super().__init__(machine, command, directory / "witness.log")
 
@@ -228,17 +228,19 @@ class Cluster:
         backing: Mapping[str, Path] | None = None,
         failback: str = "manual",
         hold_down_s: float = 60,
+        addressing: Addressing = IPV4,
     ) -> None:
         """`arbiter` may be made when the machines are there; `backing`: another directory for a node's replicas."""
         self.directory = directory
-        self.network = Network(directory)
+        self.network = Network(directory, addressing)
+        self._addressing = addressing
         self.key = make_key(directory / "cluster.key")
         self.config = directory / "cluster.yaml"
         self._backing = dict(backing or {})
         machines = self.network.machines
         self.nodes = {name: Node(machines[name], directory, self.config) for name in NODES}
         self.witness = None if arbiter else Witness(machines["witness"], directory, self.key)
-        witness = {"kind": "witness", "address": f"{machines['witness'].lan_ip}:{WITNESS_PORT}"}
+        witness = {"kind": "witness", "address": endpoint(machines["witness"].lan_ip, WITNESS_PORT)}
         self.groups = {GROUP: self._group(0, VOLUME, failback)}
         if two_groups:
             self.groups[OTHER_GROUP] = self._group(1, OTHER_VOLUME, failback)
@@ -257,13 +259,12 @@ class Cluster:
         return {
             "address": machine.link_ip,
             "state_dir": str(node.state_dir),
-            "heartbeat": [f"{ip}:{HEARTBEAT_PORT}" for ip in (machine.link_ip, machine.lan_ip)],
+            "heartbeat": [endpoint(ip, HEARTBEAT_PORT) for ip in (machine.link_ip, machine.lan_ip)],
         }
 
     def _group(self, number: int, volume: str, failback: str) -> dict[str, Any]:
         """The second group is at first on node-b; its address is the next one."""
-        network, _, last = FLOATING.rpartition(".")
-        ip = f"{network}.{int(last) + number}"
+        ip = self._addressing.floating(number)
         backing = {name: self._backing.get(name, self.directory / name) / f"{volume}.img" for name in NODES}
         for path in backing.values():
             if not path.exists():
@@ -271,9 +272,9 @@ class Cluster:
         return {
             "preferred_owner": NODES[number],
             "failback": failback,
-            "nbd": f"{ip}:{NBD_PORT}",
+            "nbd": endpoint(ip, NBD_PORT),
             "nbd_unix": {name: str(self.directory / name / f"{volume}.nbd") for name in NODES},
-            "floating": [{"address": f"{ip}/{PREFIX_LENGTH}", "interface": LAN}],
+            "floating": [{"address": f"{ip}/{self._addressing.prefix_length}", "interface": LAN}],
             "link_ports": dict.fromkeys(NODES, LINK_PORT + number),
             "volumes": {volume: {"size": VOLUME_BYTES, "backing": {name: str(path) for name, path in backing.items()}}},
         }

@@ -50,7 +50,7 @@ class Client:
             handle = nbd.NBD()
             handle.set_export_name(self._options.export)
             try:
-                handle.connect_tcp(host, port)
+                handle.connect_tcp(host.strip("[]"), port)
             except nbd.Error:
                 time.sleep(RECONNECT_S)
                 continue

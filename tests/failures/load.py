@@ -120,9 +120,10 @@ class Client:
         to: str = self._options.to
         host, _, port = to.rpartition(":")
         unix = to.startswith("/")
-        made = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
+        family = socket.AF_UNIX if unix else socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+        made = socket.socket(family)
         try:
-            made.connect(to if unix else (host, int(port)))
+            made.connect(to if unix else (host.strip("[]"), int(port)))
         except OSError:
             made.close()
             return

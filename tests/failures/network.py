@@ -12,24 +12,44 @@ import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness import is_running, wait_for
 
 LAN, LINK = "lan0", "link0"
-PREFIX_LENGTH = 24
-_LAN_NET, _LINK_NET = "192.0.2", "198.51.100"
-FLOATING = f"{_LAN_NET}.21"
 NODES = ("node-a", "node-b")
 # Host -> the last number of its addresses.
 _HOSTS = {"client": 1, "node-a": 11, "node-b": 12, "witness": 31}
-_ESTABLISHED = "01"  # in /proc/net/tcp, proc(5)
 _numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Addressing:
+    """Of a LAN and a link; an address is what is here and a number."""
+
+    lan: str
+    link: str
+    prefix_length: int
+    how: str = ""  # besides, when an address is given to an interface
+
+    def floating(self, number: int = 0) -> str:
+        """Of a group."""
+        return f"{self.lan}{21 + number}"
+
+
+IPV4 = Addressing("192.0.2.", "198.51.100.", 24)
+IPV6 = Addressing("2001:db8:1::", "2001:db8:2::", 64, "nodad")
+FLOATING = IPV4.floating()
+
+
+def endpoint(ip: str, port: int) -> str:
+    """As it is written."""
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
 
 def _run(*command: str, text: str = "") -> str:
@@ -41,13 +61,14 @@ def _run(*command: str, text: str = "") -> str:
 class Machine:
     """A host: a namespace with an interface on the LAN, a node also with one on the link."""
 
-    def __init__(self, name: str, namespace: str, switch: str, directory: Path) -> None:
+    def __init__(self, name: str, namespace: str, switch: str, directory: Path, addressing: Addressing) -> None:
         self.name = name
+        self._addressing = addressing
         self.namespace = namespace
         self.switch = switch
         number = _HOSTS[name]
-        self.lan_ip = f"{_LAN_NET}.{number}"
-        self.link_ip = f"{_LINK_NET}.{number}"
+        self.lan_ip = f"{addressing.lan}{number}"
+        self.link_ip = f"{addressing.link}{number}"
         self.interfaces = (LAN, LINK) if name in NODES else (LAN,)
         self._boot_id = directory / f"{name}.boot_id"
         self._wall_clock = directory / f"{name}.wall_clock"
@@ -67,7 +88,7 @@ class Machine:
             inside += [
                 f"link add {interface} type veth peer name {port} netns {self.switch}",
                 f"link set {interface} up",
-                f"address add {ip}/{PREFIX_LENGTH} dev {interface}",
+                f"address add {ip}/{self._addressing.prefix_length} dev {interface} {self._addressing.how}",
             ]
             outside.append(f"link set {port} master {interface} up")
         self.ip_batch(inside)
@@ -138,14 +159,10 @@ class Machine:
         return next((entry.get("lladdr", "") for entry in entries), "")
 
     def connections(self, to: str) -> set[int]:
-        """The own ports of the TCP connections that it has to this IPv4 address and port."""
-        ip, _, port = to.rpartition(":")
-        there = f"{int.from_bytes(socket.inet_aton(ip), sys.byteorder):08X}:{int(port):04X}"
-        lines = _run("ip", "netns", "exec", self.namespace, "cat", "/proc/net/tcp").splitlines()[1:]
-        found = [line.split()[1:4] for line in lines]
-        return {
-            int(own.rpartition(":")[2], 16) for own, other, state in found if state == _ESTABLISHED and other == there
-        }
+        """The own ports of the TCP connections that it has to this address and port."""
+        there = ("state", "established", "dst", to)
+        lines = _run("ip", "netns", "exec", self.namespace, "ss", "--tcp", "--numeric", "--no-header", *there)
+        return {int(line.split()[2].rpartition(":")[2]) for line in lines.splitlines()}
 
     def abort_connections(self, port: int) -> None:
         """To this TCP port: nothing that its ended clients had sent is sent again."""
@@ -155,7 +172,7 @@ class Machine:
 
     def drop(self, sources: Iterable[str] = (), tcp_ports: Iterable[int] = ()) -> None:
         """Lose every packet that comes from these addresses, and everything from or to these TCP ports."""
-        rules = [f"ip saddr {ip} drop" for ip in sources]
+        rules = [f"{'ip6' if ':' in ip else 'ip'} saddr {ip} drop" for ip in sources]
         for port in tcp_ports:
             rules += [f"tcp dport {port} drop", f"tcp sport {port} drop"]
         self._nft(_chain("input", rules))
@@ -226,7 +243,7 @@ while True:
 class Network:
     """The machines, and the switches between them."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, addressing: Addressing = IPV4) -> None:
         self._prefix = f"hf{os.getpid()}-{next(_numbers)}"
         self._switch = f"{self._prefix}-switch"
         self.machines: dict[str, Machine] = {}
@@ -235,7 +252,8 @@ class Network:
             bridges = [f"link add {name} type bridge" for name in (LAN, LINK)]
             _ip_batch(self._switch, bridges + [f"link set {name} up" for name in (LAN, LINK)])
             for name in _HOSTS:
-                self.machines[name] = Machine(name, f"{self._prefix}-{name}", self._switch, directory)
+                namespace = f"{self._prefix}-{name}"
+                self.machines[name] = Machine(name, namespace, self._switch, directory, addressing)
         except BaseException:
             self.close()
             raise
