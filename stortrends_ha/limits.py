@@ -126,6 +126,8 @@ HEARTBEAT_NAME_CHARACTERS = 64
 HEARTBEAT_WORD_BYTES = 32
 # Why a node cannot own a group, for people; cut to this.
 HEARTBEAT_REASON_BYTES = 200
+# Parts of the cluster file, each with a digest.
+HEARTBEAT_SECTIONS = 8
 # Lives of the peer that it has not proven: a node that has just started, or replays of as many former lives.
 HEARTBEAT_GREETS = 16
 # Former lives of the peer whose replays are not even greeted.

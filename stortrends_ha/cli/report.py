@@ -71,6 +71,7 @@ def show(nodes: Mapping[str, NodeStatus], *, verbose: bool = False) -> None:
 def _lines(nodes: Mapping[str, NodeStatus], verbose: bool) -> Iterator[Text]:
     """What is said below the tables."""
     yield from _operator(nodes)
+    yield from _files(nodes)
     yield from _paths(nodes, verbose)
     yield from _arbiter(nodes)
     yield from _troubles(nodes)
@@ -206,6 +207,16 @@ def _operator(nodes: Mapping[str, NodeStatus]) -> Iterator[Text]:
             yield Text(f"{name} is drained: no group moves to it until: stortrends-ha undrain {name}", overflow="fold")
         if state["stopping"] and state["state"] == "up":
             yield Text(f"{name} is being stopped: its groups are handed over first.")
+
+
+def _files(nodes: Mapping[str, NodeStatus]) -> Iterator[Text]:
+    """That the two cluster files are not the same."""
+    first = next(iter(nodes.values()))
+    for name, seen in first["nodes"].items():
+        if other := ", ".join(seen["other_sections"]):
+            what = f"The cluster files on {first['node']} and {name} are not the same: see their {other}."
+            todo = "Put one of them on both nodes, and restart the node that had the other."
+            yield Text(f"{what} {todo}", overflow="fold")
 
 
 def _paths(nodes: Mapping[str, NodeStatus], verbose: bool) -> Iterator[Text]:

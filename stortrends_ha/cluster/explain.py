@@ -6,6 +6,7 @@ STATE: ", so it begins in the middle of a sentence and has no full stop.
 """
 
 from stortrends_ha.cluster.group import Group
+from stortrends_ha.cluster.judgement import difference
 from stortrends_ha.cluster.phases import Phase
 from stortrends_ha.cluster.view import Replica, View
 
@@ -66,6 +67,8 @@ def _without_role(group: Group, peer_name: str, view: View) -> tuple[str, str]:
         return "held", f"this node serves it alone as soon as the arbiter confirms that{_refused(group)}"
     if view.suspected:
         return "held", _going_alone(group, peer_name, silence(peer_name, view))
+    if view.alive and view.differs:
+        return "held", _going_alone(group, peer_name, difference(peer_name, view), back=False)
     if view.alive:
         return "connecting", f"this node serves it as soon as {peer_name} promises not to take over"
     return "connecting", f"waiting to hear {peer_name}"
@@ -92,6 +95,8 @@ def _following(group: Group, peer_name: str, view: View) -> tuple[str, str]:
     peer = view.peer
     if view.alive and peer is not None and peer.record == group.record and peer.unfit and not peer.leading:
         return "held", _bereft(group, peer_name, view, f"{peer_name} cannot serve, as {peer.unfit}", "it can again")
+    if view.alive and view.differs:
+        return "", f"{difference(peer_name, view)}; this node is in sync again when both have the same"
     return "", ""
 
 
@@ -130,6 +135,8 @@ def _leading(group: Group, peer_name: str, view: View) -> tuple[str, str]:
         return _alone(group, peer_name, view)
     if view.suspected:
         return "held", _going_alone(group, peer_name, silence(peer_name, view))
+    if view.alive and view.differs:
+        return "held", _going_alone(group, peer_name, difference(peer_name, view), back=False)
     if group.waits_for and replica is not None and replica.leading and not replica.session:
         if replica.peer_unfit:
             return "held", _going_alone(group, peer_name, replica.peer_unfit, back=False)
@@ -146,6 +153,8 @@ def _alone(group: Group, peer_name: str, view: View) -> tuple[str, str]:
         return "", f"{peer_name} was lost while it was being added: {unknown}"
     if view.suspected:
         return "", f"{silence(peer_name, view)}; it is synced when it is back"
+    if view.alive and view.differs:
+        return "", f"{difference(peer_name, view)}; it is in sync again when both have the same"
     return "", ""
 
 

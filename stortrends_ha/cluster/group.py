@@ -71,6 +71,8 @@ class Group:
         """Rule 5: whether a beat sent now may extend the peer's lease: only for the very record by which it owns."""
         if self.phase not in PROMISING or self.record.owner != self._peer or self._saving is not None:
             return False
+        if view.differs:
+            return False
         return view.peer is not None and view.peer.record == self.record
 
     @property
@@ -182,7 +184,8 @@ class Group:
             case Empty(proposed):
                 if proposed:
                     self._not_granted(self._register.waits_for, view)
-                if self.record.owner == self._me and view.alive and view.peer and view.peer.promise:
+                agreed = view.alive and view.peer and view.peer.promise and not view.differs
+                if self.record.owner == self._me and agreed:
                     self._register.seed(self.record)  # a peer that promises has the same record
             case Agreed():
                 if not self._alone_since and view.alive and view.peer and view.peer.record == self.record:
@@ -344,6 +347,8 @@ class Group:
             self._lead(view)
         elif view.suspected:
             self._propose(anew, judge.silence(self._peer, view), view)
+        elif view.alive and view.differs:
+            self._propose(anew, judge.difference(self._peer, view), view)
         elif view.alive and view.peer and view.peer.promise:
             self._lead(view)
 

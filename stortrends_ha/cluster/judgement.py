@@ -50,8 +50,10 @@ def reason_to_take_over(record: Record, peer_name: str, view: View, timing: Timi
     if behind_ns >= patience_ns:
         return f"{peer_name} has not taken the group for {behind_ns / 1e9:.1f} s: it could not save its record"
     peer = view.peer
-    if view.alive and peer is not None and peer.record == record and peer.unfit and not peer.leading:
-        return f"{peer_name} cannot serve: {peer.unfit}"
+    if view.alive and peer is not None and peer.record == record and not peer.leading:
+        if peer.unfit:
+            return f"{peer_name} cannot serve: {peer.unfit}"
+        return difference(peer_name, view)
     return ""
 
 
@@ -71,6 +73,8 @@ def reason_to_go_alone(record: Record, peer_name: str, view: View, timing: Timin
         return replica.peer_unfit
     if view.alive and view.peer_stopping and not view.stopping:
         return f"{peer_name} is being stopped"
+    if view.alive and view.differs:
+        return difference(peer_name, view)
     if view.alive and absent_ns >= timing.suspect_after_ns:
         return f"there has been no link to {peer_name} for {absent_ns / 1e9:.1f} s"
     return ""
@@ -86,7 +90,10 @@ def may_override(view: View) -> bool:
 
 def owner_is_back(record: Record, view: View) -> bool:
     """Whether the owner that was missed is heard, has this very record still, and can serve by it."""
-    return view.alive and view.peer is not None and view.peer.record == record and not view.peer.unfit
+    peer = view.peer
+    if not view.alive or peer is None or peer.record != record or peer.unfit:
+        return False
+    return peer.leading or not view.differs
 
 
 def may_join(record: Record, view: View) -> bool:
@@ -111,6 +118,11 @@ def nobody_else_answers(record: Record, view: View) -> bool:
     """Rule 5: the peer itself says that it does not serve, and as it has saved this record, which gives the group to
     us, it cannot begin to."""
     return view.alive and view.peer is not None and view.peer.record == record and not view.peer.leading
+
+
+def difference(peer_name: str, view: View) -> str:
+    """That no promise of the peer counts, as the arbiter or the leases are not the same there; empty if they are."""
+    return f"the cluster file on {peer_name} has another {view.differs}" if view.differs else ""
 
 
 def silence(peer_name: str, view: View) -> str:

@@ -58,11 +58,20 @@ class Membership:
     """What node ``me`` of ``cluster`` knows of ``peer``; ``incarnation``: 64 random bits, not 0, new at each start."""
 
     def __init__(
-        self, cluster: str, me: str, peer: str, incarnation: int, timing: Timing, now_ns: int, paths: int = 1
+        self,
+        cluster: str,
+        me: str,
+        peer: str,
+        incarnation: int,
+        timing: Timing,
+        now_ns: int,
+        paths: int = 1,
+        sections: tuple[tuple[str, str], ...] = (),
     ) -> None:
         self.cluster, self.me, self.peer_name = cluster, me, peer
         self.incarnation = incarnation
         self.timing = timing
+        self.sections = sections  # of this node's cluster file
         self.peer: Heartbeat | None = None  # the newest beat; it stays when the peer has fallen silent
         self.peer_incarnation = 0  # the life that I have met; 0: none yet
         self.peer_saw_seq = 0  # the newest of my beats which that life has seen, as of ``peer``
@@ -119,6 +128,7 @@ class Membership:
             stopping=stopping,
             version=version,
             groups=groups,
+            sections=self.sections,
         )
 
     def _note_sending(self, now_ns: int) -> None:
@@ -236,6 +246,14 @@ class Membership:
     def last_noticed_ns(self) -> int:
         """When the peer was heard last, or a life of it that may have got to know this node since; 0: never."""
         return max(self._greeted_ns, self.last_heard_ns if self.peer else 0)
+
+    @property
+    def other_sections(self) -> tuple[str, ...]:
+        """The parts of the cluster file that are not the same at the peer, as it said last."""
+        if self.peer is None:
+            return ()
+        theirs = dict(self.peer.sections)
+        return tuple(name for name, digest in self.sections if theirs.get(name) != digest)
 
     def alive(self, now_ns: int) -> bool:
         """Whether a sign of life came within ``suspect_after``. Not alive is not yet suspected."""

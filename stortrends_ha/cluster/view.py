@@ -53,6 +53,7 @@ class View:
     stopping: bool  # this node is being stopped
     peer_stopping: bool
     replica: Replica | None
+    differs: str = ""  # what the peer's cluster file has another one of, and must not: "arbiter", "timing", or both
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ Invariants: `load` returns a complete `Cluster` or raises `ConfigError`, never a
 outside the file is looked at, so both nodes judge the same file alike.
 Inside, in the order of a load: `document` (YAML to a tree with line numbers), `reader` (tree to values, by
 the table in `keys`, made of `kinds` with the parsers in `values`), `checks` and `clashes` (rules between keys),
-`model` (what the others use). `reference` is the table of keys as documentation. `key_file` reads the cluster's
+`model` (what the others use). `reference` is the table of keys as documentation. `sections` tells nodes whether
+their files are the same. `key_file` reads the cluster's
 secret, which `load` does not, so that a file can be judged on any machine.
 """
 
@@ -35,9 +36,11 @@ from stortrends_ha.config.model import (
     build,
 )
 from stortrends_ha.config.reader import read
+from stortrends_ha.config.sections import BINDING, Sections, sections
 from stortrends_ha.errors import ConfigError
 
 __all__ = [
+    "BINDING",
     "Address",
     "Arbiter",
     "Cluster",
@@ -50,11 +53,13 @@ __all__ = [
     "Limits",
     "Manual",
     "Node",
+    "Sections",
     "Volume",
     "Witness",
     "load",
     "on_one_machine",
     "read_key",
+    "sections",
 ]
 
 

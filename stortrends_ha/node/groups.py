@@ -25,7 +25,7 @@ from stortrends_ha.cluster.lease import may_serve_from_ns
 from stortrends_ha.cluster.membership import Membership
 from stortrends_ha.cluster.phases import Phase
 from stortrends_ha.cluster.view import Peer, Replica, Saved, Timing, View
-from stortrends_ha.config import Cluster
+from stortrends_ha.config import BINDING, Cluster
 from stortrends_ha.errors import OrderError, StorageError
 from stortrends_ha.network.network import Network
 from stortrends_ha.node.children import Child
@@ -136,6 +136,7 @@ class GroupRunner:
             stopping=self._wishes.stopping,
             peer_stopping=bool(beat and beat.stopping),
             replica=_replica(self._status),
+            differs=" and another ".join(name for name in member.other_sections if name in BINDING),
         )
 
     def beat(self) -> GroupBeat:

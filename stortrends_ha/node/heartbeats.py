@@ -218,6 +218,7 @@ class Heartbeats:
         self._beaten_s = 0.0  # when the newest beat was sent
         self._timer: asyncio.TimerHandle | None = None
         self._kicked: asyncio.TimerHandle | None = None
+        self._other_sections: tuple[str, ...] = ()
 
     def _path(self, number: int, own: Address, peer: Address) -> _Path:
         return _Path(own, peer, lambda data: self._received(number, data), self.kick)
@@ -292,7 +293,18 @@ class Heartbeats:
         if self._membership.owes_beat:
             self.kick()
         if is_news:
+            self._compare_files()
             self._on_beat(number)
+
+    def _compare_files(self) -> None:
+        of = self._membership
+        if of.other_sections != self._other_sections:
+            self._other_sections = of.other_sections
+            if self._other_sections:
+                names = ", ".join(self._other_sections)
+                log.warning("The cluster file on %s is not the same as here: see its %s.", of.peer_name, names)
+            else:
+                log.info("The cluster file on %s is the same as here.", of.peer_name)
 
     def _stranger(self, beat: Heartbeat) -> str:
         """Who sends a beat that has the key, but is not of the peer; empty if it is."""

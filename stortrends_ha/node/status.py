@@ -44,6 +44,7 @@ class NodeState(TypedDict):
     state: str
     drained: bool
     stopping: bool
+    other_sections: list[str]  # parts of the cluster file that are not the same there, as it said last
 
 
 class HeartbeatPath(TypedDict):
@@ -143,7 +144,7 @@ def node_status(
         "pid": os.getpid(),
         "uptime_s": round(uptime_s, 1),
         "nodes": {
-            node: {"state": "up", "drained": wishes.draining, "stopping": wishes.stopping}
+            node: {"state": "up", "drained": wishes.draining, "stopping": wishes.stopping, "other_sections": []}
             if node == name
             else _peer_state(membership)
             for node in cluster.nodes
@@ -156,7 +157,12 @@ def node_status(
 def _peer_state(membership: Membership) -> NodeState:
     beat = membership.peer
     state = "up" if membership.alive(now_ns()) else "not answering" if beat else "unknown"
-    return {"state": state, "drained": bool(beat and beat.drained), "stopping": bool(beat and beat.stopping)}
+    return {
+        "state": state,
+        "drained": bool(beat and beat.drained),
+        "stopping": bool(beat and beat.stopping),
+        "other_sections": list(membership.other_sections),
+    }
 
 
 def _path(path: PathView) -> HeartbeatPath:

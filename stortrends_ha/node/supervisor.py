@@ -28,7 +28,7 @@ from stortrends_ha.arbiter.fencing import FencingArbiter, ManualArbiter
 from stortrends_ha.boottime import now_ns
 from stortrends_ha.cluster.answers import Granted, Refused, Unreachable
 from stortrends_ha.cluster.membership import Membership
-from stortrends_ha.config import Cluster, load, read_key
+from stortrends_ha.config import Cluster, load, read_key, sections
 from stortrends_ha.errors import ConfigError, StartError
 from stortrends_ha.network.floating import floating_addresses
 from stortrends_ha.network.network import Network
@@ -75,7 +75,14 @@ class Supervisor:
         node, peer = cluster.nodes[name], cluster.peer_of(name)
         self._records = Records(node.state_dir)
         self._membership = Membership(
-            cluster.name, name, peer.name, new_incarnation(), leases(cluster), now_ns(), len(node.heartbeat)
+            cluster.name,
+            name,
+            peer.name,
+            new_incarnation(),
+            leases(cluster),
+            now_ns(),
+            len(node.heartbeat),
+            sections(cluster),
         )
         self._access = PeerAccess(self._membership, node.state_dir, lambda group: self._runners[group].core.record)
         self._network = Network(floating_addresses(cluster, name), self._may_hold)

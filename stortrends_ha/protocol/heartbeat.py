@@ -25,6 +25,7 @@ from stortrends_ha.limits import (
     HEARTBEAT_GROUPS,
     HEARTBEAT_NAME_CHARACTERS,
     HEARTBEAT_REASON_BYTES,
+    HEARTBEAT_SECTIONS,
     HEARTBEAT_WORD_BYTES,
 )
 from stortrends_ha.record import Record
@@ -73,6 +74,7 @@ class Heartbeat:
     stopping: bool  # this node is being stopped
     version: str  # of the software, for people
     groups: tuple[GroupBeat, ...]
+    sections: tuple[tuple[str, str], ...] = ()  # of the cluster file: (name, digest)
 
     def group(self, name: str) -> GroupBeat | None:
         """What it says of this group, if anything."""
@@ -230,6 +232,7 @@ def _heartbeat_body(beat: Heartbeat) -> dict[str, Any]:
         "stopping": beat.stopping,
         "version": beat.version,
         "groups": [_group_body(group) for group in beat.groups],
+        "sections": beat.sections,
     }
 
 
@@ -263,7 +266,15 @@ def _heartbeat(fields: _Fields) -> Heartbeat:
         stopping=fields.flag("stopping"),
         version=fields.text("version", HEARTBEAT_NAME_CHARACTERS),
         groups=groups,
+        sections=tuple(_section(value) for value in fields.items("sections", HEARTBEAT_SECTIONS)),
     )
+
+
+def _section(value: Any) -> tuple[str, str]:
+    if not isinstance(value, list) or len(value) != 2 or not all(_is_name(word) for word in value):
+        raise ProtocolError("a heartbeat with bad 'sections'")
+    name, digest = value
+    return name, digest
 
 
 def _greeting(value: Any) -> tuple[int, int]:

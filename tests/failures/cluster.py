@@ -198,16 +198,18 @@ class Node(Daemon):
 class Witness(Daemon):
     """The witness on its machine."""
 
-    def __init__(self, machine: Machine, directory: Path, key: Path) -> None:
-        self.state_dir = directory / "witness"
+    def __init__(
+        self, machine: Machine, directory: Path, key: Path, name: str = "witness", port: int = WITNESS_PORT
+    ) -> None:
+        self.address = endpoint(machine.lan_ip, port)
+        self.state_dir = directory / name
         keys = self.state_dir / "keys"
         keys.mkdir(parents=True, mode=0o700)
         own_key = keys / f"{CLUSTER}.key"
         own_key.touch(0o600)
         own_key.write_text(key.read_text())
-        listen = endpoint(machine.lan_ip, WITNESS_PORT)
-        command = [*PROGRAM, "witness", "--listen", listen, "--state", str(self.state_dir)]
-        super().__init__(machine, command, directory / "witness.log")
+        command = [*PROGRAM, "witness", "--listen", self.address, "--state", str(self.state_dir)]
+        super().__init__(machine, command, directory / f"{name}.log")
 
     def lose_disk(self) -> None:
         """All its registers; not the keys, which are configuration."""
@@ -240,11 +242,11 @@ class Cluster:
         machines = self.network.machines
         self.nodes = {name: Node(machines[name], directory, self.config) for name in NODES}
         self.witness = None if arbiter else Witness(machines["witness"], directory, self.key)
-        witness = {"kind": "witness", "address": endpoint(machines["witness"].lan_ip, WITNESS_PORT)}
+        witness = {"kind": "witness", "address": self.witness.address} if self.witness else {}
         self.groups = {GROUP: self._group(0, VOLUME, failback)}
         if two_groups:
             self.groups[OTHER_GROUP] = self._group(1, OTHER_VOLUME, failback)
-        spec = {
+        self._spec = {
             "cluster": CLUSTER,
             "key_file": str(self.key),
             "nodes": {name: self._node(node) for name, node in self.nodes.items()},
@@ -252,7 +254,12 @@ class Cluster:
             "failover": {"hold_down_s": hold_down_s},
             "groups": self.groups,
         }
-        self.config.write_text(json.dumps(spec))
+        self.change_file()
+
+    def change_file(self, **changes: Any) -> None:
+        """Of the cluster file: for what is started from now on."""
+        self._spec |= changes
+        self.config.write_text(json.dumps(self._spec))
 
     def _node(self, node: Node) -> dict[str, Any]:
         machine = node.machine

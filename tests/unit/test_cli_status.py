@@ -68,7 +68,10 @@ def status(node: str = "node-a", **changes: Any) -> dict[str, Any]:
         "version": "0.1.0",
         "pid": 4242,
         "uptime_s": 200.0,
-        "nodes": {name: {"state": "up", "drained": False, "stopping": False} for name in ("node-a", "node-b")},
+        "nodes": {
+            name: {"state": "up", "drained": False, "stopping": False, "other_sections": []}
+            for name in ("node-a", "node-b")
+        },
         "heartbeats": [path("10.0.0.1:7800"), path("10.1.0.1:7800")],
         "groups": {"rg-a": group},
     }
@@ -193,6 +196,15 @@ def test_a_drained_and_a_stopping_node_are_said(capsys: pytest.CaptureFixture[st
     assert "node-b  up, stopping" in text
     assert "node-a is drained: no group moves to it until: stortrends-ha undrain node-a" in text
     assert "node-b is being stopped: its groups are handed over first." in text
+
+
+def test_cluster_files_that_are_not_the_same_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    seen = status()
+    seen["nodes"]["node-b"]["other_sections"] = ["arbiter", "limits"]
+    assert (
+        "The cluster files on node-a and node-b are not the same: see their arbiter, limits. "
+        "Put one of them on both nodes, and restart the node that had the other." in below(capsys, seen)
+    )
 
 
 def test_only_a_silent_heartbeat_path_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -334,6 +334,51 @@ def test_a_data_process_that_was_ready_to_join_is_told_when_nothing_came_of_it()
     assert only(machine.step(), do.Lead).record == alone()
 
 
+# --- Another arbiter, or other leases, on the peer (row 22) ---------------------------------------
+
+
+def test_with_another_arbiter_on_the_peer_nothing_is_promised() -> None:
+    machine = following(mirrored(owner=B))
+    assert machine.group.promise(machine.view)
+    machine.now(differs="arbiter")
+    assert not machine.group.promise(machine.view)
+    assert machine.step() == []  # the owner serves
+
+
+def test_an_owner_goes_on_without_a_peer_that_has_another_arbiter() -> None:
+    machine = leading(mirrored())
+    machine.now(differs="arbiter")
+    assert only(machine.step(), do.Propose).new == alone(6)
+    assert "because the cluster file on node-b has another arbiter" in machine.log[-1]
+
+
+def test_a_restarted_owner_asks_its_own_arbiter_instead_of_waiting_for_a_promise() -> None:
+    machine = Machine(mirrored())
+    machine.peer_is(promise=False)
+    machine.now(differs="timing")
+    assert only(machine.step(), do.Propose).new == alone(6)
+
+
+def test_a_secondary_takes_over_from_an_owner_that_does_not_serve_as_its_arbiter_is_another() -> None:
+    machine = following(mirrored(owner=B))
+    machine.peer_is(promise=False)
+    machine.now(differs="arbiter")
+    idle = only(machine.step(), do.Idle)
+    assert only(machine.done(idle), do.Propose).new == alone(6)
+
+
+def test_an_arbiter_that_the_peer_does_not_have_is_given_no_record() -> None:
+    machine = Machine(Record(1, A, (A,)), alone_since=0)
+    machine.peer_is(promise=True)  # as it said before it knew
+    machine.now(differs="arbiter")
+    read = only(machine.step(), do.Read)
+    assert machine.answered(read, Known(None)) == []
+    machine.now(differs="")
+    machine.passes(S)
+    read = only(machine.step(), do.Read)
+    only(machine.answered(read, Known(None)), do.Seed)
+
+
 # --- Planned moves ------------------------------------------------------------------------------
 
 

@@ -222,6 +222,23 @@ def test_durations_are_in_the_unit_that_people_would_use(seconds: float, words: 
     assert duration(round(seconds * S)) == words
 
 
+# --- Another cluster file on the peer -------------------------------------------------------------
+
+
+def test_a_peer_with_another_arbiter_is_said_on_both_nodes() -> None:
+    owner, secondary, restarted = leading(MIRRORED), following(OTHERS), Machine(MIRRORED)
+    restarted.peer_is(promise=False)
+    for machine in (owner, secondary, restarted):
+        machine.now(differs="arbiter")
+    trouble = "the cluster file on node-b has another arbiter"
+    assert said(owner) == ("held", f"{trouble}, and this node asks to go on alone")
+    assert said(restarted) == ("held", f"{trouble}, and this node asks to go on alone")
+    assert said(secondary) == ("", f"{trouble}; this node is in sync again when both have the same")
+    owner = leading(ALONE)
+    owner.now(differs="arbiter")
+    assert said(owner) == ("", f"{trouble}; it is in sync again when both have the same")
+
+
 # --- Whatever happens ---------------------------------------------------------------------------
 
 _RECORDS = st.sampled_from([Record(epoch, owner, sync) for epoch in (1, 5) for owner, sync in (
@@ -247,6 +264,7 @@ def _views(draw: st.DrawFn) -> View:
         now_ns=100 * S, alive=alive, suspected=silent_ns >= S and draw(_YES), silent_ns=silent_ns, peer=draw(_PEERS),
         lease_until_ns=0, may_serve_from_ns=102 * S, draining=draw(_YES), peer_draining=draw(_YES),
         stopping=draw(_YES), peer_stopping=draw(_YES), replica=draw(_REPLICAS),
+        differs=draw(st.sampled_from(["", "arbiter and another timing"])),
     )  # fmt: skip
 
 

@@ -21,7 +21,8 @@ from stortrends_ha.record import EPOCHS, Record
 KEY = b"k" * 32
 RECORD = Record(7, "node-a", ("node-a", "node-b"))
 GROUP = GroupBeat("vms", RECORD, "leading", False, "", False, True, True, "")
-BEAT = Heartbeat("lab", "node-a", 2**64 - 1, 12, 5, 11, ((9, 3),), False, True, "1.0", (GROUP,))
+SECTIONS = (("arbiter", "0a1b2c3d"), ("limits", "ffffffff"))
+BEAT = Heartbeat("lab", "node-a", 2**64 - 1, 12, 5, 11, ((9, 3),), False, True, "1.0", (GROUP,), SECTIONS)
 ASK = Ask("lab", "node-a", 1, 2, 3, "vms", RECORD, RECORD.owned_alone("node-a"))
 ANSWER = Answer("lab", "node-b", 2, 1, 3, False, RECORD)
 MESSAGES = [BEAT, ASK, ANSWER, replace(ANSWER, granted=True, current=None)]
@@ -84,6 +85,8 @@ def test_what_a_newer_version_adds_is_ignored() -> None:
         ("greets", None), ("greets", [1]), ("greets", [[1]]), ("greets", [[0, 1]]), ("greets", [[1, 0]]),
         ("greets", [[1, 2, 3]]), ("greets", [[1, True]]), ("greets", [[1, 1]] * (HEARTBEAT_GREETS + 1)),
         ("drained", 0), ("stopping", "no"), ("version", "a\nb"), ("version", "\ud800"), ("version", "x" * 65),
+        ("sections", None), ("sections", [1]), ("sections", [["arbiter"]]), ("sections", [["a", "b c"]]),
+        ("sections", [["a", "b"]] * 9),
         ("groups", {}), ("groups", [1]), ("groups", [{}]), ("groups", [fields_of(BEAT)["groups"][0]] * 2),  # type: ignore[index]
     ],
 )  # fmt: skip

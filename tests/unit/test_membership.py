@@ -75,6 +75,19 @@ def test_a_life_that_is_greeted_is_noticed_before_it_is_a_sign_of_life() -> None
     assert (a.last_noticed_ns, a.compose(54 * MS).greets) == (51 * MS, ())
 
 
+def test_which_parts_of_the_cluster_file_are_not_the_same_is_known_from_the_first_beat_that_counts() -> None:
+    a, b = node("a", 11), node("b", 21)
+    a.sections, b.sections = (("arbiter", "1"), ("limits", "2")), (("arbiter", "1"), ("limits", "3"))
+    b.heard(a.compose(0), 0, 0)
+    assert b.other_sections == ()
+    a.heard(b.compose(0), 0, 0)
+    b.heard(a.compose(0), 0, 0)
+    assert (a.other_sections, b.other_sections) == (("limits",), ("limits",))
+    b.sections = a.sections
+    a.heard(b.compose(MS), 0, MS)
+    assert a.other_sections == ()
+
+
 @pytest.mark.parametrize("offset_ms", [0, 1, 50, 99])
 def test_two_nodes_meet_within_two_intervals_whenever_they_start(offset_ms: int) -> None:
     a, b = node("a", 11, 0), node("b", 21, offset_ms * MS)

@@ -1034,17 +1034,23 @@ class Pair:
         """What may be at a place once change ``number`` is there: that, or something newer."""
         return {w.version for w in self.written if w.number >= number and w.offset <= at < w.offset + w.length}
 
+    @property
+    def _needs_secondary(self) -> bool:
+        """Also while it is not known whether the record adds it (``locked``). It had the change when it said so: what
+        it has lost with its power since keeps it from owning (rule 3), if the owner's is stable."""
+        return (self.in_sync or self.primary.locked) and not self.its_lost
+
     def _write_answered(self, written: Written) -> None:
         """Rule 1: it is on both replicas; or stable on the owner, when that is alone. While it is not known which of
-        them the record says (``locked``), both."""
+        them the record says, both."""
         assert not written.answered
         written.answered = True
         for at in (written.offset, written.offset + written.length - 1):
             allowed = self._newest(at, written.number)
             assert self.own.data[at] in allowed
-            if self.in_sync or self.primary.locked:
+            if self._needs_secondary:
                 assert self.its.data[at] in allowed
-            if not self.in_sync:
+            if not self.in_sync or self.its_lost:
                 assert self.own.stable[at] in allowed
 
     def _flush_answered(self, covered: list[Written]) -> None:
@@ -1052,7 +1058,7 @@ class Pair:
             for at in (written.offset, written.offset + written.length - 1):
                 allowed = self._newest(at, written.number)
                 assert self.own.stable[at] in allowed
-                if self.in_sync or self.primary.locked:
+                if self._needs_secondary:
                     assert self.its.stable[at] in allowed
 
     def check_read(self, offset: int, length: int) -> None:
@@ -1310,6 +1316,16 @@ def carry_out(pair: Pair, step: tuple[object, ...]) -> None:
 
 @settings(deadline=None, max_examples=300)
 @given(contents, contents, st.booleans(), scripts, st.sampled_from([100, 40_000, 1 << 20]))
+@example(
+    bytes(8),
+    bytes(8),
+    False,
+    [
+        *[("flush",)] * 11, ("its power",), ("connect",), ("write", 0, 1), ("go on", 20), *[("write", 0, 1)] * 3,
+        ("tell",), ("go on", 1), ("write", 0, 1), ("join",), ("its power",), ("go on", 1),
+    ],
+    100,
+)  # fmt: skip
 @example(
     b"\0",
     b"\xfb",
