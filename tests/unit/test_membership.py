@@ -79,13 +79,13 @@ def test_which_parts_of_the_cluster_file_are_not_the_same_is_known_from_the_firs
     a, b = node("a", 11), node("b", 21)
     a.sections, b.sections = (("arbiter", "1"), ("limits", "2")), (("arbiter", "1"), ("limits", "3"))
     b.heard(a.compose(0), 0, 0)
-    assert b.other_sections == ()
+    assert not b.other_sections
     a.heard(b.compose(0), 0, 0)
     b.heard(a.compose(0), 0, 0)
     assert (a.other_sections, b.other_sections) == (("limits",), ("limits",))
     b.sections = a.sections
     a.heard(b.compose(MS), 0, MS)
-    assert a.other_sections == ()
+    assert not a.other_sections
 
 
 @pytest.mark.parametrize("offset_ms", [0, 1, 50, 99])
