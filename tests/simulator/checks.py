@@ -84,9 +84,10 @@ class Checks:
             raise Violation(f"{host.name}, alone, answers {operation} before it is stable (rule 1)")
 
     def refuses(self, host: "Host", operation: Operation) -> None:
-        """Rule 13: a client sees an error only when no good copy is left."""
+        """Rule 13: a client sees an error only when no good copy is left. A read knows of a failed sync at once."""
         owner = self._owner(host)
-        if owner is None or not (owner._primary.failed and owner._primary.is_last_copy):
+        failed = owner and (owner._primary.failed or any(store._sync_failed for store in owner._replica.stores))
+        if owner is None or not (failed and owner._primary.is_last_copy):
             raise Violation(f"{host.name} answers {operation} with an error, and may not be the only one (rule 13)")
         self._world.count["errors, as no good copy was left"] += 1
 
