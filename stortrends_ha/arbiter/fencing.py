@@ -63,6 +63,9 @@ class Peer(Protocol):
     def alive(self) -> bool:
         """Whether its heartbeat is being heard."""
 
+    def has_same_arbiter(self) -> bool:
+        """Whether its cluster file has the same arbiter and timings, as far as it has said."""
+
     def heard_ns(self) -> int:
         """When the peer was heard last, or a life of it that may know this node since; CLOCK_BOOTTIME, 0 for never."""
 
@@ -91,7 +94,7 @@ class TwoNodes(ABC):
         self._proposing: set[str] = set()
         self._adopting: dict[str, asyncio.Event] = {}  # set when it is over
         self._unknown: dict[str, Record] = {}  # proposals that the peer may have granted, or may grant still
-        self._granted: dict[str, Record] = {}  # without the peer
+        self._granted: dict[str, Record] = {}  # the record that one was granted in place of, without the peer
 
     # --- Asking the peer ---
 
@@ -153,8 +156,8 @@ class TwoNodes(ABC):
             if (own := self._own_record(group)) != old:
                 return Refused(own)  # learnt meanwhile
             # The peer may have saved an earlier proposal of ours before it went off: no epoch has two records.
-            fresh = self._granted[group] = replace(new, epoch=new.epoch + 1)
-            return Granted(fresh)
+            self._granted[group] = old
+            return Granted(replace(new, epoch=new.epoch + 1))
         return instead
 
     def _refused(self, old: Record, answer: Refused) -> Refused | Unreachable:
@@ -206,11 +209,15 @@ class TwoNodes(ABC):
             await over.wait()
         return Known(self._own_record(group))
 
+    def _is_granted(self, group: str) -> bool:
+        """Whether the node is about to make a record its own that was granted without the peer: not when it has learnt
+        of another one meanwhile."""
+        return self._granted.get(group) == self._own_record(group)
+
     async def _decided(self, group: str, own: Record) -> bool:
         """Whether no earlier proposal of ours has been granted, or can be."""
-        granted = self._granted.get(group)
-        if granted and granted.epoch > own.epoch:
-            return False  # the node is about to make it its own
+        if self._is_granted(group):
+            return False
         unknown = self._unknown.get(group)
         if unknown is None or unknown.epoch <= own.epoch:
             return True
@@ -260,7 +267,7 @@ class FencingArbiter(TwoNodes):
         """Whether the peer is being turned off, or something may be granted, or saved, because it is off."""
         if self._fencing.locked() or (self._proposing and self._is_off()):
             return True
-        return any(granted.epoch > self._own_record(group).epoch for group, granted in self._granted.items())
+        return any(map(self._is_granted, self._granted))
 
     async def _without_peer(self, group: str, answer: Unreachable) -> Granted | Unreachable:
         if hold := self._may_not_fence(group):
@@ -279,6 +286,8 @@ class FencingArbiter(TwoNodes):
     def _may_not_fence(self, group: str) -> str:
         """Why the peer may not be fenced now, as a clause; empty if it may."""
         name = self._peer.name
+        if self._peer.alive() and not self._peer.has_same_arbiter():
+            return f"{name} is not fenced, as it lives, and its cluster file has another arbiter"
         if not self._peer.seen():
             return f"{name} is not fenced, as it has not been seen since this machine booted"
         now_ns = self._now_ns()

@@ -214,8 +214,9 @@ def _files(nodes: Mapping[str, NodeStatus]) -> Iterator[Text]:
     first = next(iter(nodes.values()))
     for name, seen in first["nodes"].items():
         if other := ", ".join(seen["other_sections"]):
-            what = f"The cluster files on {first['node']} and {name} are not the same: see their {other}."
-            todo = "Put one of them on both nodes, and restart the node that had the other."
+            what = f"{first['node']} and {name} run with cluster files that are not the same: see their {other}."
+            todo = "Put one file on both, then restart the node that has another one; if both have, first the one that"
+            todo = f"{todo} serves nothing."
             yield Text(f"{what} {todo}", overflow="fold")
 
 

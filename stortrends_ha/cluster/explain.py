@@ -63,6 +63,9 @@ def _without_role(group: Group, peer_name: str, view: View) -> tuple[str, str]:
     if record.epoch == 1:
         begins = "its first record is made when both nodes see each other and the arbiter answers"
         return "held", f"the group is new: {begins}{_waits(group)}"
+    if record.alone and view.alive and view.differs:
+        unconfirmed = f"it is not confirmed that this node serves alone{_waits(group)}"
+        return "held", f"{difference(peer_name, view)}, and {unconfirmed}"
     if record.alone:
         return "held", f"this node serves it alone as soon as the arbiter confirms that{_refused(group)}"
     if view.suspected:

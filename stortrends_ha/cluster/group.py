@@ -188,7 +188,8 @@ class Group:
                 if self.record.owner == self._me and agreed:
                     self._register.seed(self.record)  # a peer that promises has the same record
             case Agreed():
-                if not self._alone_since and view.alive and view.peer and view.peer.record == self.record:
+                together = view.alive and view.peer and view.peer.record == self.record and not view.differs
+                if not self._alone_since and together:
                     self._begin()
         return self.step(view)
 
@@ -363,8 +364,8 @@ class Group:
 
     def _step_following(self, view: View) -> None:
         self._drop_clients(view)
-        if self._orders.missing and view.replica is not None and self._orders.may_order(view.now_ns):
-            self._orders.follow(self.record)
+        if view.replica is not None and self._orders.may_order(view.now_ns):
+            self._follow_or_not(view)
         if self._wishes.force:
             if judge.may_override(view):
                 self._stop_listening(view, "the operator overrides")
@@ -387,6 +388,14 @@ class Group:
         self._stand_again_ns = view.now_ns + self._timing.check_ns
         self._wishes.begin("takeover", judge.heard_ns(view))
         self._stop_listening(view, why)
+
+    def _follow_or_not(self, view: View) -> None:
+        """Not a peer with another arbiter: it may not add this node, and its clients would wait for both in vain."""
+        if view.alive and view.differs:
+            if not self._orders.idling:
+                self._orders.idle()
+        elif self._orders.missing or self._orders.idling:
+            self._orders.follow(self.record)
 
     def _stop_listening(self, view: View, why: str) -> None:
         """Rule 4: first stop the old owner's stream, for good at this epoch."""

@@ -253,7 +253,7 @@ class Membership:
         if self.peer is None:
             return ()
         theirs = dict(self.peer.sections)
-        return tuple(name for name, digest in self.sections if theirs.get(name) != digest)
+        return tuple(name for name, digest in self.sections if name != "left" and theirs.get(name) != digest)
 
     def alive(self, now_ns: int) -> bool:
         """Whether a sign of life came within ``suspect_after``. Not alive is not yet suspected."""

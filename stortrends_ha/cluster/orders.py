@@ -32,6 +32,11 @@ class Orders:
         return self._newest is None
 
     @property
+    def idling(self) -> bool:
+        """Whether the data process was told to have no role."""
+        return isinstance(self._newest, do.Idle)
+
+    @property
     def unclaiming(self) -> bool:
         """Whether the addresses are being taken down."""
         return self._unclaiming > 0

@@ -40,7 +40,7 @@ class Agreed:
     """The arbiter has the very record that this node has."""
 
 
-_EMPTY = "the arbiter has no record of this group; it gets one when both nodes see each other"
+_EMPTY = "the arbiter has no record of this group; it gets one when both nodes see each other, and ask the same arbiter"
 
 Verdict = Newer | NotGranted | Empty | Agreed | None
 

@@ -28,6 +28,7 @@ from stortrends_ha.cluster.view import Peer, Replica, Saved, Timing, View
 from stortrends_ha.config import BINDING, Cluster
 from stortrends_ha.errors import OrderError, StorageError
 from stortrends_ha.network.network import Network
+from stortrends_ha.node.agreement import Agreement
 from stortrends_ha.node.children import Child
 from stortrends_ha.node.errands import Errands
 from stortrends_ha.node.messages import Status
@@ -80,6 +81,7 @@ class GroupRunner:
         saved: Saved,
         *,
         membership: Membership,
+        agreement: Agreement,
         records: Records,
         wishes: Wishes,
         network: Network,
@@ -99,6 +101,7 @@ class GroupRunner:
         self._me = me
         self._chance = SecondChance(FAILED_TIMEOUTS * cluster.limits.disk_timeout_s)
         self._membership = membership
+        self._agreement = agreement
         self._records = records
         self._wishes = wishes
         self._network = network
@@ -136,8 +139,14 @@ class GroupRunner:
             stopping=self._wishes.stopping,
             peer_stopping=bool(beat and beat.stopping),
             replica=_replica(self._status),
-            differs=" and another ".join(name for name in member.other_sections if name in BINDING),
+            differs=self._differs(),
         )
+
+    def _differs(self) -> str:
+        names = [name for name in self._membership.other_sections if name in BINDING]
+        if not names and not self._agreement.reached:
+            names = ["arbiter"]  # or so it was until now
+        return " and another ".join(names)
 
     def beat(self) -> GroupBeat:
         """What this node says of the group."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from stortrends_ha.boottime import now_ns
 from stortrends_ha.cluster.answers import Granted, Known, Refused, Unreachable
 from stortrends_ha.cluster.membership import Membership
+from stortrends_ha.config import BINDING
 from stortrends_ha.errors import StartError
 from stortrends_ha.node.heartbeats import Heartbeats
 from stortrends_ha.node.records import replace_file
@@ -87,6 +88,10 @@ class PeerAccess:
     def alive(self) -> bool:
         """See ``arbiter.fencing.Peer``."""
         return self._membership.alive(now_ns())
+
+    def has_same_arbiter(self) -> bool:
+        """See ``arbiter.fencing.Peer``."""
+        return not set(BINDING) & set(self._membership.other_sections)
 
     def heard_ns(self) -> int:
         """See ``arbiter.fencing.Peer``."""

@@ -33,6 +33,7 @@ from stortrends_ha.errors import ConfigError, StartError
 from stortrends_ha.network.floating import floating_addresses
 from stortrends_ha.network.network import Network
 from stortrends_ha.node import control, lock, metrics
+from stortrends_ha.node.agreement import AgreedArbiter, Agreement
 from stortrends_ha.node.children import Child, Patience, View
 from stortrends_ha.node.groups import STEP_S, GroupRunner, Wishes, leases
 from stortrends_ha.node.heartbeats import Heartbeats, News, new_incarnation
@@ -82,12 +83,12 @@ class Supervisor:
             leases(cluster),
             now_ns(),
             len(node.heartbeat),
-            sections(cluster),
         )
         self._access = PeerAccess(self._membership, node.state_dir, lambda group: self._runners[group].core.record)
         self._network = Network(floating_addresses(cluster, name), self._may_hold)
         self._beats: Heartbeats | None = None
         self._arbiter: AnyArbiter | None = None
+        self._agreement: Agreement | None = None
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT; raises a `StorTrendsError` if that is not possible."""
@@ -115,8 +116,12 @@ class Supervisor:
         async with contextlib.AsyncExitStack() as stack:
             lock_fd = await stack.enter_async_context(lock.hold(node.state_dir))
             self._wishes.draining = self._records.drained
-            self._make_groups(lock_fd)
-            self._arbiter = self._make_arbiter(key)
+            files = sections(self._cluster, key)
+            self._agreement = Agreement(node.state_dir / "arbiter", self._membership, files)
+            await self._agreement.begin()
+            stack.push_async_callback(self._agreement.close)
+            self._make_groups(lock_fd, self._agreement)
+            self._arbiter = self._make_arbiter(key, self._agreement)
             stack.push_async_callback(self._arbiter.close)
             operator = Operator(self._name, self._cluster, self._runners, self._records, self._wishes, self._kick)
             repair = Repair(self._name, self._cluster, self._runners)
@@ -133,7 +138,7 @@ class Supervisor:
             stack.callback(stepping.cancel)
             await self._keep_children()
 
-    def _make_groups(self, lock_fd: int) -> None:
+    def _make_groups(self, lock_fd: int, agreement: Agreement) -> None:
         for name, group in self._cluster.groups.items():
             runner = GroupRunner(
                 self._cluster,
@@ -141,6 +146,7 @@ class Supervisor:
                 name,
                 self._records.load(name, group.preferred_owner, self._cluster.nodes),
                 membership=self._membership,
+                agreement=agreement,
                 records=self._records,
                 wishes=self._wishes,
                 network=self._network,
@@ -151,7 +157,7 @@ class Supervisor:
             self._runners[name] = runner
             self._children.append(runner.child)
 
-    def _make_arbiter(self, key: bytes) -> AnyArbiter:
+    def _make_arbiter(self, key: bytes, agreement: Agreement) -> AnyArbiter:
         arbiter = make_arbiter(
             self._cluster,
             self._name,
@@ -161,7 +167,7 @@ class Supervisor:
             adopt=lambda group, record: self._runners[group].adopt(record),
         )
         for runner in self._runners.values():
-            runner.arbiter = arbiter
+            runner.arbiter = AgreedArbiter(arbiter, agreement)
         return arbiter
 
     def _heartbeats(self, key: bytes) -> Heartbeats:
@@ -178,6 +184,8 @@ class Supervisor:
 
     def _on_beat(self, _path: int) -> None:
         self._access.note_beat()
+        if self._agreement is not None:
+            self._agreement.note_beat()
         for runner in self._runners.values():
             runner.step()
 
@@ -185,6 +193,8 @@ class Supervisor:
         """The peer proposes a change, where the records live on the two nodes."""
         if not isinstance(self._arbiter, FencingArbiter | ManualArbiter) or group not in self._runners:
             return Unreachable("this cluster has another arbiter")
+        if self._agreement is None or not self._agreement.reached:
+            return Unreachable("the arbiter is not agreed yet")
         return await self._arbiter.consider(group, old, new)
 
     def _kick(self) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 import pytest
+from harness import wait_for
 
 from .clients import under_load
 from .cluster import WITNESS_PORT, Cluster, Node, Witness
@@ -31,8 +32,9 @@ def assert_apart(cluster: Cluster, owner: Node, other: Node) -> None:
     other.wait("knows", lambda of: of["in_sync"] == [owner.name] and ANOTHER in of["why"])
     for node, peer in ((owner, other), (other, owner)):
         assert node.status()["nodes"][peer.name]["other_sections"] == ["arbiter"]
-        assert f"The cluster file on {peer.name} is not the same as here: see its arbiter." in node.log
-    assert "are not the same: see their arbiter" in " ".join(cluster.command("status").split())
+        line = f"The cluster file on {peer.name} is not the same as here: see its arbiter."
+        wait_for("it is in the log", lambda line=line, node=node: line in node.log)  # type: ignore[misc]
+    assert "cluster files that are not the same: see their arbiter" in " ".join(cluster.command("status").split())
 
 
 def test_the_arbiter_is_changed_on_one_node_after_the_other(cluster: Cluster, other_witness: Witness) -> None:
@@ -68,4 +70,26 @@ def test_the_owner_is_restarted_with_another_arbiter(cluster: Cluster, other_wit
         with clients.event():
             owner.terminate()
             owner.start()
+            cluster.wait_in_sync()
+
+
+def test_a_node_that_is_started_with_another_arbiter_and_hears_nobody_asks_it_nothing(
+    cluster: Cluster, other_witness: Witness
+) -> None:
+    """Nor does it when the former one is given back to it."""
+    owner, secondary = cluster.pair()
+    with under_load(cluster) as clients:
+        with clients.event():
+            secondary.kill()
+            cluster.cut(owner, secondary)
+            assert cluster.witness
+            cluster.change_file(arbiter={"kind": "witness", "address": other_witness.address})
+            secondary.start()
+        secondary.wait_held("is new here: it counts when")
+        assert cluster.owner() is owner
+        cluster.change_file(arbiter={"kind": "witness", "address": cluster.witness.address})
+        with clients.event():
+            secondary.terminate()
+            secondary.start()
+            cluster.network.heal()
             cluster.wait_in_sync()

@@ -34,6 +34,7 @@ class Peer:
     was_seen: bool = True
     is_alive: bool = False
     last_ns: int = 1
+    same_arbiter: bool = True
 
     async def consent(self, *_: object) -> Granted | Refused | Unreachable:
         return self.answer
@@ -52,6 +53,9 @@ class Peer:
 
     def asked_to_join(self, _: str) -> int:
         return 0
+
+    def has_same_arbiter(self) -> bool:
+        return self.same_arbiter
 
     def heard_ns(self) -> int:
         return self.last_ns
@@ -276,6 +280,17 @@ class TestWhenToFence:
         assert "is alive" in answer.why
         assert not fence.asked
 
+    async def test_a_peer_that_lives_with_another_arbiter_is_not(self, make_fence: MakeFence) -> None:
+        fence = make_fence(WORKS)
+        node = Node(fence.agent, unanswered_s=0.0)
+        node.peer.is_alive, node.peer.same_arbiter = True, False
+        answer = await node.go_alone()
+        assert isinstance(answer, Unreachable)
+        assert "its cluster file has another arbiter" in answer.why
+        assert not fence.asked
+        node.peer.is_alive = False
+        assert await node.go_alone() == FENCED
+
     async def test_a_peer_that_is_alive_but_never_answers_is_fenced(self, make_fence: MakeFence) -> None:
         fence = make_fence(WORKS)
         node = Node(fence.agent, unanswered_s=0.0)
@@ -327,6 +342,14 @@ class TestWhenToFence:
         assert FENCED.instead
         node.records["g"] = FENCED.instead  # it is saved: whoever meets this node learns of it
         assert not node.arbiter.fencing
+
+    async def test_what_was_granted_in_vain_keeps_nobody_from_being_met(self, make_fence: MakeFence) -> None:
+        """The peer had consented, after all, to a record that was learnt first: what was granted is given up."""
+        node = Node(make_fence(WORKS).agent)
+        assert await node.go_alone() == FENCED
+        node.records["g"] = BOTH.owned_alone("node-a")
+        assert not node.arbiter.fencing
+        assert await node.arbiter.consider("g", node.records["g"], node.records["g"].joined_by("node-b")) == Granted()
 
     async def test_a_peer_that_was_fenced_in_vain_is_met_again(self, make_fence: MakeFence) -> None:
         """It was heard until just before, so nothing was granted; and nothing may ever be without it."""

@@ -19,6 +19,7 @@ KEPT = {
     880062: "an override of a new group was granted, and its node lost power before it had led",
     2026112362: "a read between a failed sync and its report found what the kernel had put back",
     2026112765: "a node that had fenced its peer in vain, and lost its cache then, never met it again",
+    2759106231: "by fencing: a peer that had consented while it was being turned off was never met again",
     3000004221: "the last copy refused a read after a failed sync: the checker did not allow it before it was reported",
     2280375548: "a volume that is always cached lost its cache a second time: the checker did not allow it",
 }

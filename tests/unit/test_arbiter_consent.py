@@ -124,6 +124,9 @@ class Path:
     def asked_to_join(self, _: str) -> int:
         return self._node.asked_to_join
 
+    def has_same_arbiter(self) -> bool:
+        return True
+
     def heard_ns(self) -> int:
         return 0
 

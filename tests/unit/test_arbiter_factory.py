@@ -38,6 +38,9 @@ class Peer:
     def asked_to_join(self, _: str) -> int:
         return 0
 
+    def has_same_arbiter(self) -> bool:
+        return True
+
     def heard_ns(self) -> int:
         return 1
 

@@ -202,8 +202,9 @@ def test_cluster_files_that_are_not_the_same_are_said(capsys: pytest.CaptureFixt
     seen = status()
     seen["nodes"]["node-b"]["other_sections"] = ["arbiter", "limits"]
     assert (
-        "The cluster files on node-a and node-b are not the same: see their arbiter, limits. "
-        "Put one of them on both nodes, and restart the node that had the other." in below(capsys, seen)
+        "node-a and node-b run with cluster files that are not the same: see their arbiter, limits. Put one file on "
+        "both, then restart the node that has another one; if both have, first the one that serves nothing."
+        in below(capsys, seen)
     )
 
 

@@ -342,7 +342,16 @@ def test_with_another_arbiter_on_the_peer_nothing_is_promised() -> None:
     assert machine.group.promise(machine.view)
     machine.now(differs="arbiter")
     assert not machine.group.promise(machine.view)
-    assert machine.step() == []  # the owner serves
+
+
+def test_an_owner_with_another_arbiter_is_not_followed_while_it_lives() -> None:
+    machine = following(mirrored(owner=B))
+    machine.now(differs="arbiter")
+    idle = only(machine.step(), do.Idle)
+    assert machine.done(idle) == []
+    assert machine.step() == []
+    machine.now(differs="")
+    only(machine.step(), do.Follow)
 
 
 def test_an_owner_goes_on_without_a_peer_that_has_another_arbiter() -> None:
@@ -361,8 +370,10 @@ def test_a_restarted_owner_asks_its_own_arbiter_instead_of_waiting_for_a_promise
 
 def test_a_secondary_takes_over_from_an_owner_that_does_not_serve_as_its_arbiter_is_another() -> None:
     machine = following(mirrored(owner=B))
-    machine.peer_is(promise=False)
     machine.now(differs="arbiter")
+    idle = only(machine.step(), do.Idle)
+    machine.done(idle)
+    machine.peer_is(promise=False)
     idle = only(machine.step(), do.Idle)
     assert only(machine.done(idle), do.Propose).new == alone(6)
 
