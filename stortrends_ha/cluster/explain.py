@@ -63,15 +63,14 @@ def _without_role(group: Group, peer_name: str, view: View) -> tuple[str, str]:
     if record.epoch == 1:
         begins = "its first record is made when both nodes see each other and the arbiter answers"
         return "held", f"the group is new: {begins}{_waits(group)}"
-    if record.alone and view.alive and view.differs:
-        unconfirmed = f"it is not confirmed that this node serves alone{_waits(group)}"
-        return "held", f"{difference(peer_name, view)}, and {unconfirmed}"
+    if record.alone and (other := difference(peer_name, view)):
+        return "held", f"{other}, and it is not confirmed that this node serves alone{_waits(group)}"
     if record.alone:
         return "held", f"this node serves it alone as soon as the arbiter confirms that{_refused(group)}"
     if view.suspected:
         return "held", _going_alone(group, peer_name, silence(peer_name, view))
-    if view.alive and view.differs:
-        return "held", _going_alone(group, peer_name, difference(peer_name, view), back=False)
+    if other := difference(peer_name, view):
+        return "held", _going_alone(group, peer_name, other, back=False)
     if view.alive:
         return "connecting", f"this node serves it as soon as {peer_name} promises not to take over"
     return "connecting", f"waiting to hear {peer_name}"
@@ -98,8 +97,8 @@ def _following(group: Group, peer_name: str, view: View) -> tuple[str, str]:
     peer = view.peer
     if view.alive and peer is not None and peer.record == group.record and peer.unfit and not peer.leading:
         return "held", _bereft(group, peer_name, view, f"{peer_name} cannot serve, as {peer.unfit}", "it can again")
-    if view.alive and view.differs:
-        return "", f"{difference(peer_name, view)}; this node is in sync again when both have the same"
+    if other := difference(peer_name, view):
+        return "", f"{other}; this node is in sync again when both have the same"
     return "", ""
 
 
@@ -138,8 +137,8 @@ def _leading(group: Group, peer_name: str, view: View) -> tuple[str, str]:
         return _alone(group, peer_name, view)
     if view.suspected:
         return "held", _going_alone(group, peer_name, silence(peer_name, view))
-    if view.alive and view.differs:
-        return "held", _going_alone(group, peer_name, difference(peer_name, view), back=False)
+    if other := difference(peer_name, view):
+        return "held", _going_alone(group, peer_name, other, back=False)
     if group.waits_for and replica is not None and replica.leading and not replica.session:
         if replica.peer_unfit:
             return "held", _going_alone(group, peer_name, replica.peer_unfit, back=False)
@@ -156,8 +155,8 @@ def _alone(group: Group, peer_name: str, view: View) -> tuple[str, str]:
         return "", f"{peer_name} was lost while it was being added: {unknown}"
     if view.suspected:
         return "", f"{silence(peer_name, view)}; it is synced when it is back"
-    if view.alive and view.differs:
-        return "", f"{difference(peer_name, view)}; it is in sync again when both have the same"
+    if other := difference(peer_name, view):
+        return "", f"{other}; it is in sync again when both have the same"
     return "", ""
 
 

@@ -348,8 +348,8 @@ class Group:
             self._lead(view)
         elif view.suspected:
             self._propose(anew, judge.silence(self._peer, view), view)
-        elif view.alive and view.differs:
-            self._propose(anew, judge.difference(self._peer, view), view)
+        elif other := judge.difference(self._peer, view):
+            self._propose(anew, other, view)
         elif view.alive and view.peer and view.peer.promise:
             self._lead(view)
 
@@ -391,7 +391,7 @@ class Group:
 
     def _follow_or_not(self, view: View) -> None:
         """Not a peer with another arbiter: it may not add this node, and its clients would wait for both in vain."""
-        if view.alive and view.differs:
+        if judge.difference(self._peer, view):
             if not self._orders.idling:
                 self._orders.idle()
         elif self._orders.missing or self._orders.idling:

@@ -73,8 +73,8 @@ def reason_to_go_alone(record: Record, peer_name: str, view: View, timing: Timin
         return replica.peer_unfit
     if view.alive and view.peer_stopping and not view.stopping:
         return f"{peer_name} is being stopped"
-    if view.alive and view.differs:
-        return difference(peer_name, view)
+    if other := difference(peer_name, view):
+        return other
     if view.alive and absent_ns >= timing.suspect_after_ns:
         return f"there has been no link to {peer_name} for {absent_ns / 1e9:.1f} s"
     return ""
@@ -121,8 +121,9 @@ def nobody_else_answers(record: Record, view: View) -> bool:
 
 
 def difference(peer_name: str, view: View) -> str:
-    """That no promise of the peer counts, as the arbiter or the leases are not the same there; empty if they are."""
-    return f"the cluster file on {peer_name} has another {view.differs}" if view.differs else ""
+    """That no promise of the peer, which lives, counts, as the arbiter or the leases are not the same there; empty if
+    they are, or it is not heard."""
+    return f"the cluster file on {peer_name} has another {view.differs}" if view.alive and view.differs else ""
 
 
 def silence(peer_name: str, view: View) -> str:

@@ -31,7 +31,7 @@ from typing import Any
 
 from stortrends_ha.cluster.lease import Timing, lease_until_ns
 from stortrends_ha.limits import HEARTBEAT_GREETS, HEARTBEAT_RETIRED, HEARTBEAT_SENT
-from stortrends_ha.protocol.heartbeat import Answer, Ask, GroupBeat, Heartbeat
+from stortrends_ha.protocol.heartbeat import LEFT, Answer, Ask, GroupBeat, Heartbeat
 
 __all__ = ["Membership", "PathCounters", "Timing"]
 
@@ -58,20 +58,12 @@ class Membership:
     """What node ``me`` of ``cluster`` knows of ``peer``; ``incarnation``: 64 random bits, not 0, new at each start."""
 
     def __init__(
-        self,
-        cluster: str,
-        me: str,
-        peer: str,
-        incarnation: int,
-        timing: Timing,
-        now_ns: int,
-        paths: int = 1,
-        sections: tuple[tuple[str, str], ...] = (),
+        self, cluster: str, me: str, peer: str, incarnation: int, timing: Timing, now_ns: int, paths: int = 1
     ) -> None:
         self.cluster, self.me, self.peer_name = cluster, me, peer
         self.incarnation = incarnation
         self.timing = timing
-        self.sections = sections  # of this node's cluster file
+        self.sections: tuple[tuple[str, str], ...] = ()  # of this node's cluster file, for its beats
         self.peer: Heartbeat | None = None  # the newest beat; it stays when the peer has fallen silent
         self.peer_incarnation = 0  # the life that I have met; 0: none yet
         self.peer_saw_seq = 0  # the newest of my beats which that life has seen, as of ``peer``
@@ -253,7 +245,7 @@ class Membership:
         if self.peer is None:
             return ()
         theirs = dict(self.peer.sections)
-        return tuple(name for name, digest in self.sections if name != "left" and theirs.get(name) != digest)
+        return tuple(name for name, digest in self.sections if name != LEFT and theirs.get(name) != digest)
 
     def alive(self, now_ns: int) -> bool:
         """Whether a sign of life came within ``suspect_after``. Not alive is not yet suspected."""

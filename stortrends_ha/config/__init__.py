@@ -36,12 +36,11 @@ from stortrends_ha.config.model import (
     build,
 )
 from stortrends_ha.config.reader import read
-from stortrends_ha.config.sections import BINDING, LEFT, Sections, sections
+from stortrends_ha.config.sections import BINDING, Sections, sections
 from stortrends_ha.errors import ConfigError
 
 __all__ = [
     "BINDING",
-    "LEFT",
     "Address",
     "Arbiter",
     "Cluster",

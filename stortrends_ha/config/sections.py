@@ -13,8 +13,6 @@ from typing import Any
 from stortrends_ha.config.model import Cluster
 
 BINDING = ("arbiter", "timing")
-LEFT = "left"
-"""In a beat, besides: for which of the binding parts its sender has left all others (``node.agreement``)."""
 
 Sections = tuple[tuple[str, str], ...]
 """Name and digest."""

@@ -18,9 +18,10 @@ from stortrends_ha.arbiter.interface import Arbiter
 from stortrends_ha.boottime import now_ns
 from stortrends_ha.cluster.answers import Granted, Known, Refused, Unreachable
 from stortrends_ha.cluster.membership import Membership
-from stortrends_ha.config import BINDING, LEFT, Sections
+from stortrends_ha.config import BINDING, Sections
 from stortrends_ha.errors import StartError
 from stortrends_ha.node.records import replace_file
+from stortrends_ha.protocol.heartbeat import LEFT
 from stortrends_ha.record import Record
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,11 @@ _AGREED = "agreed"
 def binding(sections: Sections) -> str:
     """What must be the same on both nodes, in one word."""
     return "-".join(digest for name, digest in sections if name in BINDING)
+
+
+def differing(membership: Membership) -> list[str]:
+    """What must be the same on the peer, and is not, as it said last."""
+    return [name for name in membership.other_sections if name in BINDING]
 
 
 class Agreement:
@@ -61,6 +67,12 @@ class Agreement:
     def reached(self) -> bool:
         """Whether the arbiter of the cluster file may be asked."""
         return self._is_agreed and self._left == self._own
+
+    @property
+    def differs(self) -> str:
+        """For ``cluster.view.View``. Until it is agreed the peer may still ask another arbiter."""
+        names = differing(self._membership) or ([] if self.reached else ["arbiter"])
+        return " and another ".join(names)
 
     @property
     def why_not(self) -> str:

@@ -25,7 +25,7 @@ from stortrends_ha.cluster.lease import may_serve_from_ns
 from stortrends_ha.cluster.membership import Membership
 from stortrends_ha.cluster.phases import Phase
 from stortrends_ha.cluster.view import Peer, Replica, Saved, Timing, View
-from stortrends_ha.config import BINDING, Cluster
+from stortrends_ha.config import Cluster
 from stortrends_ha.errors import OrderError, StorageError
 from stortrends_ha.network.network import Network
 from stortrends_ha.node.agreement import Agreement
@@ -139,14 +139,8 @@ class GroupRunner:
             stopping=self._wishes.stopping,
             peer_stopping=bool(beat and beat.stopping),
             replica=_replica(self._status),
-            differs=self._differs(),
+            differs=self._agreement.differs,
         )
-
-    def _differs(self) -> str:
-        names = [name for name in self._membership.other_sections if name in BINDING]
-        if not names and not self._agreement.reached:
-            names = ["arbiter"]  # or so it was until now
-        return " and another ".join(names)
 
     def beat(self) -> GroupBeat:
         """What this node says of the group."""

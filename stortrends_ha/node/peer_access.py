@@ -16,8 +16,8 @@ from pathlib import Path
 from stortrends_ha.boottime import now_ns
 from stortrends_ha.cluster.answers import Granted, Known, Refused, Unreachable
 from stortrends_ha.cluster.membership import Membership
-from stortrends_ha.config import BINDING
 from stortrends_ha.errors import StartError
+from stortrends_ha.node.agreement import differing
 from stortrends_ha.node.heartbeats import Heartbeats
 from stortrends_ha.node.records import replace_file
 from stortrends_ha.record import Record
@@ -91,7 +91,7 @@ class PeerAccess:
 
     def has_same_arbiter(self) -> bool:
         """See ``arbiter.fencing.Peer``."""
-        return not set(BINDING) & set(self._membership.other_sections)
+        return not differing(self._membership)
 
     def heard_ns(self) -> int:
         """See ``arbiter.fencing.Peer``."""

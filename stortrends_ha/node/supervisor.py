@@ -76,13 +76,7 @@ class Supervisor:
         node, peer = cluster.nodes[name], cluster.peer_of(name)
         self._records = Records(node.state_dir)
         self._membership = Membership(
-            cluster.name,
-            name,
-            peer.name,
-            new_incarnation(),
-            leases(cluster),
-            now_ns(),
-            len(node.heartbeat),
+            cluster.name, name, peer.name, new_incarnation(), leases(cluster), now_ns(), len(node.heartbeat)
         )
         self._access = PeerAccess(self._membership, node.state_dir, lambda group: self._runners[group].core.record)
         self._network = Network(floating_addresses(cluster, name), self._may_hold)

@@ -39,6 +39,8 @@ _BODY_AT = _HEADER_BYTES + MAC_BYTES
 INCARNATIONS = 1 << 64
 SEQS = 1 << 63
 WANTS = ("", "move")
+LEFT = "left"
+"""Among the sections: for which arbiter and timings the sender has left all others (``node.agreement``)."""
 _NODES = 2
 # As in ``config.values``: what a name in the configuration looks like.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
